@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'derive_seed', 'generator_at', 'seeded', 'deterministic', 'choose_device', 'write_atomic',
-           'canonical_json', 'write_json', 'sha256_file']
+           'canonical_json', 'write_json', 'sha256_file', 'cache_folder']
 
 # %% ../nbs/00_core.ipynb #0ad0ad87
 import hashlib
@@ -137,3 +137,14 @@ def sha256_file(
     "The sha256 of a file's content, read in pieces."
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+# %% ../nbs/00_core.ipynb #ee11089c
+def cache_folder(
+    name: str,  # What is kept there
+    base: str | Path | None = None,  # Folder to use; None takes the user's cache
+) -> Path:  # The folder; it is there
+    "A folder for files that can be made again, `~/.cache/space_warps/NAME` unless told otherwise."
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = (Path(base) if base is not None else Path(user) / "space_warps") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
