@@ -50,7 +50,7 @@ def read_shape(
         raise UnusableImage(f"{path.name} declares {width}x{height} pixels, over {MAX_PIXELS:,}")
     return channels, height, width
 
-# %% ../nbs/01d_images.ipynb #74056b79
+# %% ../nbs/01d_images.ipynb #bf115bbe
 def _opened(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
@@ -64,7 +64,7 @@ def _opened(path: Path) -> Image.Image:
         said = "is empty" if path.stat().st_size == 0 else "is no JPEG or PNG image"
         raise UnusableImage(f"{path.name} {said}") from error
     except OSError as error:
-        raise UnusableImage(f"{path.name} cannot be read ({error})") from error
+        raise UnusableImage(f"{path.name} is truncated, damaged or unreadable ({error})") from error
 
 
 def _fits_values(path: Path) -> np.ndarray[Any, Any]:
@@ -76,7 +76,7 @@ def _fits_values(path: Path) -> np.ndarray[Any, Any]:
         raise UnusableImage(f"{path.name} holds an array of shape {values.shape}, not an image")
     return values
 
-# %% ../nbs/01d_images.ipynb #eca2f682
+# %% ../nbs/01d_images.ipynb #f1ae00fa
 def stretch(
     values: np.ndarray[Any, Any],  # Any shape; measured values, NaN allowed
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:  # Same shape, 0 to 255
@@ -112,7 +112,9 @@ def _decoded(path: Path) -> Image.Image:
         try:
             image.load()
         except (OSError, SyntaxError, ValueError) as error:
-            raise UnusableImage(f"{path.name} is truncated or damaged ({error})") from error
+            raise UnusableImage(
+                f"{path.name} is truncated, damaged or unreadable ({error})"
+            ) from error
         if image.mode.startswith(("I", "F")):
             return Image.fromarray(stretch(np.asarray(image)))
         return image.copy()
