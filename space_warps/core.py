@@ -56,20 +56,24 @@ def seeded(
         torch.manual_seed(derive_seed(base, *position))
         yield
 
-# %% ../nbs/00_core.ipynb #c4b67dd9
+# %% ../nbs/00_core.ipynb #9091bc1c
 @contextmanager
 def deterministic() -> Iterator[None]:
     "Within the block torch uses only kernels that give the same bits each time."
     before = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    memory.fill_uninitialized_memory = False  # a debugging aid that costs a pass over each tensor
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
         torch.backends.cudnn.benchmark = benchmark
+        memory.fill_uninitialized_memory = filled
 
 # %% ../nbs/00_core.ipynb #b12cc711
 def choose_device(

@@ -46,26 +46,26 @@ class ClassRecipe(NamedTuple):
     failures: dict[str, float]  # Shares of rows; the rest are good
     subclasses: dict[str, float]  # Shares of rows
 
-# %% ../nbs/05_simulate.ipynb #c28e24b6
+# %% ../nbs/05_simulate.ipynb #6699f124
 RECIPE_VERSION = 1  # A new number for every change that draws other data
 
 STAR = ClassRecipe(
-    *(0.350, 0.27, (1.35, 0.22), (2.42, 0.27), (-3.30, 0.0, -0.62, 0.25), 0.5),
+    *(0.350, 0.24, (1.33, 0.24), (2.42, 0.27), (-3.30, 0.0, -0.62, 0.25), 0.5),
     failures={"minus one": 0.0015},
     subclasses={"A": 0.12, "F": 0.55, "G": 0.08, "K": 0.08, "M": 0.08, "WD": 0.09},
 )
 QSO = ClassRecipe(
-    *(0.335, 0.65, (1.33, 0.18), (1.85, 0.22), (-2.89, 1.45, -0.32, 0.27), 0.8),
+    *(0.335, 0.68, (1.29, 0.16), (1.80, 0.20), (-2.89, 1.45, -0.32, 0.29), 0.8),
     failures={"zeros": 0.012, "minus one": 0.022, "minus four": 0.003},
     subclasses={"": 0.25, "BROADLINE": 0.75},
 )
 GALAXY = ClassRecipe(
-    *(0.315, 0.30, (-0.30, 0.30), (1.38, 0.42), (-3.70, 0.52, -0.16, 0.44), 0.8),
+    *(0.315, 0.30, (-0.30, 0.30), (1.32, 0.42), (-3.70, 0.52, -0.16, 0.46), 0.8),
     failures={"zeros": 0.06, "wide": 0.04},
     subclasses={"": 0.79, "STARBURST": 0.09, "STARFORMING": 0.07, "AGN": 0.05},
 )
 RECIPE = {"STAR": STAR, "QSO": QSO, "GALAXY": GALAXY}
-STARLIKE_GALAXIES = 0.10  # A failed fit is often called GALAXY; what it shows is a star
+STARLIKE_GALAXIES = 0.07  # A failed fit is often called GALAXY; what it shows is a star
 
 # %% ../nbs/05_simulate.ipynb #fae87176
 class Seeing(NamedTuple):
@@ -153,7 +153,7 @@ def galaxy(
     blurred: Pixels = np.maximum(light, 0) / light.max()  # Fourier leaves some at -1e-18
     return blurred
 
-# %% ../nbs/05_simulate.ipynb #3447f67f
+# %% ../nbs/05_simulate.ipynb #3bcabde4
 SATURATION = 1500.0  # What a pixel holds, in units of the sky noise
 
 
@@ -165,7 +165,7 @@ def add_neighbours(
 ) -> Pixels:  # Another image
     "Stars and galaxies that happen to be near."
     size = len(image)
-    for _ in range(rng.poisson(1.9 * (size / 75) ** 2)):
+    for _ in range(rng.poisson(1.5 * (size / 75) ** 2)):
         x0, y0 = rng.uniform(-0.5, 0.5, 2) * (size - 1)
         peak = 10 ** min(0.1 + rng.exponential(1 / slope / np.log(10)), 3.3)
         if rng.random() < 0.5:
@@ -213,7 +213,7 @@ def draw_object(rng: np.random.Generator) -> SkyObject:
     population = recipe.faint if rng.random() < recipe.faint_share else recipe.bright
     return SkyObject(kind, looks, float(rng.normal(*population)))
 
-# %% ../nbs/05_simulate.ipynb #a1bf9b5f
+# %% ../nbs/05_simulate.ipynb #e05ebec4
 def draw_cutout(
     thing: SkyObject,
     size: int,  # Height and width, pixels
@@ -223,7 +223,8 @@ def draw_cutout(
     seeing = draw_seeing(rng)
     x0, y0 = rng.uniform(0, 1.5, 2)
     if thing.looks == "GALAXY":
-        light = galaxy(size, x0, y0, seeing, min(1.4 * rng.lognormal(0, 1.1), size / 3), rng)
+        radius = (7.0 if rng.random() < 0.3 else 1.3) * rng.lognormal(0, 0.6)
+        light = galaxy(size, x0, y0, seeing, min(radius, size / 3), rng)
     else:
         light = point(*grid(size, x0, y0), seeing)
     if thing.looks == "QSO" and rng.random() < 0.6:

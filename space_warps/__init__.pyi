@@ -1,0 +1,22 @@
+from .audit import Audit as Audit
+from .augment import Augment as Augment
+from .blocks import BlockSpec as BlockSpec
+from .blocks import build_block as build_block
+from .blocks import register_block as register_block
+from .core import InputError as InputError
+from .dataset import Space_Galaxi as Space_Galaxi
+from .history import SearchConfig as SearchConfig
+from .history import SearchHistory as SearchHistory
+from .loaders import create_train_val_dataloaders as create_train_val_dataloaders
+from .model import Architecture as Architecture
+from .model import ProgressiveModel as ProgressiveModel
+from .model import load_snapshot as load_snapshot
+from .progress import ProgressBar as ProgressBar
+from .report import plot_accuracy_vs_depth as plot_accuracy_vs_depth
+from .runner import LocalRunner as LocalRunner
+from .runs import RunFolder as RunFolder
+from .search import progressive_architecture_search as progressive_architecture_search
+from .simulate import sample_catalogue as sample_catalogue
+from .train import evaluate as evaluate
+
+__version__: str
