@@ -43,13 +43,14 @@ def image_ceiling(
     "The highest accuracy that anything could reach which sees only the object."
     return float(votes.max(axis=1).sum() / votes.sum())
 
-# %% ../nbs/06_audit.ipynb #bd0106c6
+# %% ../nbs/06_audit.ipynb #9887e315
 def image_statistics(
     pixels: torch.Tensor,  # uint8 [rows, channels, height, width]
-    num_rings: int = 8,  # Rings around the centre, out to the shorter side
+    num_rings: int = 8,  # Rings around the centre, out to the shorter side; fewer if it is small
 ) -> npt.NDArray[np.float64]:  # [rows, rings + 4] in units of the full range
     "Mean brightness in rings, then standard deviation, 50th and 99th percentile, and maximum."
     height, width = pixels.shape[2:]
+    num_rings = max(1, min(num_rings, min(height, width) // 2))  # at least a pixel wide
     y, x = np.mgrid[:height, :width]
     radius = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2) / (min(height, width) / 2)
     ring = np.minimum((radius * num_rings).astype(int), num_rings).ravel()
@@ -127,7 +128,7 @@ def leaked_by_rows(
     sizes = np.bincount(groups)[groups]
     return float((1 - val_share ** (sizes - 1)).mean())
 
-# %% ../nbs/06_audit.ipynb #23a5c084
+# %% ../nbs/06_audit.ipynb #ed998c10
 def audit(
     csv_path: str | Path,  # CSV with id, ra, dec (degrees), class and the features
     img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
@@ -195,7 +196,7 @@ def _examine(
         "leaked_share": leaked_by_rows(groups) if len(groups) else 0.0,
     }
 
-# %% ../nbs/06_audit.ipynb #137bafdc
+# %% ../nbs/06_audit.ipynb #c4bc6943
 def describe_audit(
     found: Audit,  # What was found
 ) -> list[str]:  # Lines of text

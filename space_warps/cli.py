@@ -143,7 +143,7 @@ def to_config(
     made: Any = OmegaConf.to_object(tree)
     return Config(made.data, made.augment, made.search, made.run, made.simulate)
 
-# %% ../nbs/42_cli.ipynb #7bce016e
+# %% ../nbs/42_cli.ipynb #3368be34
 def run_search(
     config: Config,  # What was asked
     text: str,  # The same as YAML, for the run folder
@@ -160,7 +160,13 @@ def run_search(
     runner = LocalRunner(*loaders, device=config.search.device, seed=plan.seed)
     keep = RunFolder(folder, describe_environment(csv_path, runner.device), text)
     print(f"{csv_path}: training on {runner.num_train} rows, validating with {runner.num_val}")
-    search(plan, runner, observers=[keep, ProgressBar()], should_stop=should_stop)
+    if skipped := loaders[0].dataset.catalogue.skipped:  # type: ignore[attr-defined]
+        print(f"{len(skipped)} rows skipped, the first one: {skipped[0]}")
+    bars = ProgressBar()
+    try:
+        search(plan, runner, observers=[keep, bars], should_stop=should_stop)
+    finally:
+        bars.close()
     print(
         f"{describe(keep.summary)}\nreport in {keep.folder}: accuracy_vs_depth.png, "
         "progressive_summary.json, model.safetensors"
@@ -314,3 +320,8 @@ def _run(command: str, words: Sequence[str]) -> int:
         return 128 + stop.received if stop.received is not None else 0
     {"audit": run_audit, "simulate": run_simulate, "report": run_report}[command](config)
     return 0
+
+# %% ../nbs/42_cli.ipynb #95d0a22d
+#| eval: false
+if __name__ == "__main__":
+    sys.exit(main())

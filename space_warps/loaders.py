@@ -6,7 +6,7 @@
 __all__ = ['split_groups', 'check_split', 'check_share', 'EpochSampler', 'set_epoch', 'create_train_val_dataloaders',
            'split_rows', 'iterate']
 
-# %% ../nbs/04_loaders.ipynb #e3e9189c
+# %% ../nbs/04_loaders.ipynb #fb8cd447
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

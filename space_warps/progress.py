@@ -41,7 +41,7 @@ def describe_step(
         f"{taken.num_params:,} parameters; {control}"
     )
 
-# %% ../nbs/31a_progress.ipynb #9e9e1d0b
+# %% ../nbs/31a_progress.ipynb #97e5d5d0
 class ProgressBar:
     "Shows candidates and epochs of the present depth as two bars, and leaves a line per depth."
 
@@ -74,14 +74,15 @@ class ProgressBar:
             self.candidates.close()
             tqdm.write(describe_step(event.step, self.num_val), file=self.file)
         elif isinstance(event, SearchEnded):
-            self._close()
+            self.close()
         else:
             self.num_val = event.num_val
 
     def _bar(self, total: int, said: str, unit: str) -> Any:
         return tqdm(total=total, desc=said, unit=unit, leave=False, file=self.file)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        "Wipe the bars, after a search that ended by an error, say."
         for bar in (self.epochs, self.candidates):
             if bar is not None:
                 bar.close()

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'event_line', 'read_events', 'read_history', 'describe_environment', 'check_new_folder', 'RunFolder',
            'rewrite_report']
 
-# %% ../nbs/31b_runs.ipynb #f96c997b
+# %% ../nbs/31b_runs.ipynb #11631717
 import json
 import os
 import platform
@@ -39,7 +39,7 @@ from .history import SearchConfig, SearchHistory, Step
 from .model import Architecture, save_snapshot, weights_to_bytes
 from .report import write_report
 
-# %% ../nbs/31b_runs.ipynb #ad29df54
+# %% ../nbs/31b_runs.ipynb #da29c8a4
 def event_line(
     content: dict[str, Any],  # JSON values
 ) -> bytes:
@@ -55,7 +55,7 @@ def read_events(
     path = Path(folder) / "events.jsonl"
     if not path.is_file():
         raise InputError(f"no events.jsonl in {folder}; give the folder of a run")
-    *lines, torn = path.read_bytes().split(b"\n")
+    lines = path.read_bytes().split(b"\n")[:-1]  # after the last line end: nothing, or a torn line
     found = []
     for number, line in enumerate(lines, start=1):
         checksum, _, text = line.partition(b" ")

@@ -6,7 +6,7 @@
 __all__ = ['Train', 'Grown', 'propose', 'train_chained', 'best_grown', 'decide', 'try_depth', 'search', 'reason_to_stop',
            'progressive_architecture_search']
 
-# %% ../nbs/23_search.ipynb #efb0e51b
+# %% ../nbs/23_search.ipynb #f6ea7226
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,0 +1,284 @@
+"""What cannot be used gives one clear line, exit code 2, and nothing on disk."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Tiny
+from PIL import Image
+
+from space_warps.cli import main
+from space_warps.core import write_atomic
+
+QUICK = [
+    "search.max_layers=1",
+    "search.k_candidates=[4]",
+    "search.epochs_per_eval=1",
+    "search.device=cpu",
+]
+
+
+class Refusal:
+    """Runs a search that has to be refused, and holds what was said."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.run_dir = folder / "run"
+        self.capsys = capsys
+
+    def __call__(self, tiny: Tiny, *words: str) -> str:
+        before = everything(tiny.csv_path.parent)
+        code = main(["search", *tiny.words(), f"run.dir={self.run_dir}", *QUICK, *words])
+        said = self.capsys.readouterr().err
+        assert code == 2, said
+        assert said.count("\n") == 1, said
+        assert "Traceback" not in said
+        assert not self.run_dir.exists(), "a refused search left a folder"
+        assert everything(tiny.csv_path.parent) == before
+        return said
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    return Refusal(tmp_path, capsys)
+
+
+# The CSV
+
+
+def test_csv_missing(tiny: Tiny, refused: Refusal) -> None:
+    assert "no catalogue at" in refused(Tiny(tiny.csv_path.with_name("a.csv"), tiny.img_dir_path))
+
+
+@pytest.mark.parametrize("content", ["", "id,ra,dec,class,z,z_err\n"])
+def test_csv_empty(tiny: Tiny, refused: Refusal, content: str) -> None:
+    tiny.csv_path.write_text(content)
+    assert "annotations.csv has no rows" in refused(tiny)
+
+
+@pytest.mark.parametrize("column", ["id", "ra", "dec", "class", "z_err"])
+def test_csv_without_a_column(tiny: Tiny, refused: Refusal, column: str) -> None:
+    header, *rows = tiny.lines()
+    names = ["gone" if name == column else name for name in header.split(",")]
+    tiny.write([",".join(names), *rows])
+    assert f"annotations.csv has no column {column!r}" in refused(tiny)
+
+
+def test_csv_not_utf8(tiny: Tiny, refused: Refusal) -> None:
+    tiny.change(0, "subclass", "Wolf-Rayet é")
+    tiny.csv_path.write_bytes(tiny.csv_path.read_text(encoding="utf-8").encode("latin-1"))
+    assert "is not UTF-8" in refused(tiny)
+
+
+@pytest.mark.parametrize("line", ["1,2", "1,2,3,STAR,,0.1,0.1,more"])
+def test_csv_ragged(tiny: Tiny, refused: Refusal, line: str) -> None:
+    tiny.write([*tiny.lines()[:5], line])
+    assert "annotations.csv, line 6:" in refused(tiny)
+
+
+def test_ids_repeated(tiny: Tiny, refused: Refusal) -> None:
+    tiny.change(7, "id", tiny.lines()[1].split(",")[0])
+    assert "line 9 (id 1000000000000000" in (said := refused(tiny))
+    assert "stands in line 2 already" in said
+
+
+# The images
+
+
+def test_image_missing(tiny: Tiny, refused: Refusal) -> None:
+    tiny.image(3).unlink()
+    assert "line 5 (id" in (said := refused(tiny))
+    assert "no image" in said and "on_bad_row=skip" in said
+
+
+def test_image_folder_missing(tiny: Tiny, refused: Refusal) -> None:
+    assert "no folder of images" in refused(Tiny(tiny.csv_path, tiny.img_dir_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty"), (b"<html>", "is no JPEG or PNG"), (None, "is truncated, damaged")],
+)
+def test_image_unreadable(tiny: Tiny, refused: Refusal, content: bytes | None, said: str) -> None:
+    whole = tiny.image(3).read_bytes()
+    tiny.image(3).write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert f"{tiny.image(3).name} {said}" in (told := refused(tiny))
+    assert "line 5 (id" in told
+
+
+def test_image_of_a_huge_declared_size(
+    tiny: Tiny, refused: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("space_warps.images.MAX_PIXELS", 400)
+    Image.new("L", (30, 30)).save(tiny.image(3))
+    assert "declares 30x30 pixels" in refused(tiny)
+
+
+def test_image_of_another_shape(tiny: Tiny, refused: Refusal, tmp_path: Path) -> None:
+    Image.new("L", (10, 14)).save(tiny.image(3))
+    assert "10x14 pixels, most are 12x12; image_size=12 would resize all" in refused(tiny)
+    words = [*tiny.words(), f"run.dir={tmp_path / 'resized'}", *QUICK, "data.image_size=12"]
+    assert main(["search", *words]) == 0
+
+
+# The values
+
+
+def test_class_missing(tiny: Tiny, refused: Refusal) -> None:
+    tiny.change(4, "class", "")
+    assert "line 6 (id" in (said := refused(tiny))
+    assert "class is empty" in said
+
+
+def test_one_class_only(tiny: Tiny, refused: Refusal) -> None:
+    header, *rows = tiny.lines()
+    tiny.write([header, *(row for row in rows if "STAR" in row)])
+    assert "all rows are of class STAR" in refused(tiny)
+
+
+def test_a_class_with_one_row(tiny: Tiny, refused: Refusal) -> None:
+    tiny.change(0, "class", "NEBULA")
+    assert "class NEBULA has rows of one object only" in refused(tiny)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "far"])
+def test_feature_not_a_number(tiny: Tiny, refused: Refusal, value: str) -> None:
+    tiny.change(2, "z", value)
+    assert f"z is {value!r}, not a finite number" in (said := refused(tiny))
+    assert "line 4 (id" in said
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("ra", "360.5"), ("ra", "-1"), ("dec", "91"), ("dec", "-90.1")]
+)
+def test_position_out_of_range(tiny: Tiny, refused: Refusal, column: str, value: str) -> None:
+    tiny.change(2, column, value)
+    assert f"{column} is {value}, outside" in refused(tiny)
+
+
+def test_position_not_a_number(tiny: Tiny, refused: Refusal) -> None:
+    tiny.change(2, "ra", "")
+    assert "ra is '', not a finite number" in refused(tiny)
+
+
+# The keys
+
+
+@pytest.mark.parametrize("key", ["data.fraction", "data.train_ratio"])
+@pytest.mark.parametrize("value", ["0", "-0.5", "1.5", "nan"])
+def test_share_out_of_range(tiny: Tiny, refused: Refusal, key: str, value: str) -> None:
+    assert f"{key.split('.')[1]} is a share, above 0 and at most 1" in refused(
+        tiny, f"{key}={value}"
+    )
+
+
+@pytest.mark.parametrize(
+    "words", ["data.train_ratio=1", "data.train_ratio=0.999", "data.fraction=0.01"]
+)
+def test_split_with_an_empty_side(tiny: Tiny, refused: Refusal, words: str) -> None:
+    said = refused(tiny, words)
+    assert "no row to validate with" in said or "at least one of each of the 3 classes" in said
+
+
+def test_unknown_key(tiny: Tiny, refused: Refusal) -> None:
+    assert "did you mean search.lr?" in refused(tiny, "search.rl=1")
+    assert "space-warps --help lists the keys" in refused(tiny, "colour=blue")
+
+
+def test_mistyped_value(tiny: Tiny, refused: Refusal) -> None:
+    assert "search.max_layers=many" in refused(tiny, "search.max_layers=many")
+    assert "write key=value" in refused(tiny, "search.max_layers")
+
+
+@pytest.mark.parametrize("k", ["[0]", "[-4]", "[]", "[8.5]", "[wide]", "8"])
+def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
+    assert "k_candidates is a list" in refused(tiny, f"search.k_candidates={k}")
+
+
+def test_images_too_small_for_a_block(make_tiny: Callable[..., Tiny], refused: Refusal) -> None:
+    small = make_tiny(size=1)
+    assert "1x1 pixels is too small for another block" in refused(small)
+
+
+def test_device_not_there(tiny: Tiny, refused: Refusal) -> None:
+    assert "no device 'cuda:77' on this machine" in refused(tiny, "search.device='cuda:77'")
+
+
+def test_half_a_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "data.csv_path=a.csv", f"run.dir={tmp_path / 'run'}"]) == 2
+    assert "go together" in capsys.readouterr().err
+
+
+# The disk
+
+
+def test_run_folder_not_empty(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "run" / "thesis.tex"
+    kept.parent.mkdir()
+    kept.write_text("two years of work")
+    assert main(["search", *tiny.words(), f"run.dir={kept.parent}", *QUICK]) == 2
+    assert "is not empty; name another" in capsys.readouterr().err
+    assert everything(kept.parent) == {str(kept): b"two years of work"}
+
+
+def test_disk_full(
+    tiny: Tiny,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The third weights file does not fit: one line, and everything before it stays whole."""
+    asked: list[Path] = []
+
+    def full(path: Path, data: bytes) -> str:
+        asked.append(path)
+        if len([p for p in asked if p.suffix == ".safetensors"]) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write_atomic(path, data)
+
+    monkeypatch.setattr("space_warps.runs.write_atomic", full)
+    run = tmp_path / "run"
+    words = [*tiny.words(), f"run.dir={run}", *QUICK[1:], "search.max_layers=2"]
+    assert main(["search", *words]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in said and ".safetensors" in said
+    from space_warps.runs import read_history
+
+    assert len(read_history(run).steps) == 1
+    assert not list(run.rglob("*.part"))
+
+
+# What may be asked for instead
+
+
+def test_bad_rows_can_be_skipped_with_a_count(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.image(3).unlink()
+    tiny.image(4).write_bytes(b"")
+    tiny.change(7, "z", "nan")
+    tiny.change(8, "class", "")
+    words = [*tiny.words(), f"run.dir={tmp_path / 'run'}", *QUICK, "data.on_bad_row=skip"]
+    assert main(["search", *words]) == 0
+    assert "4 rows skipped" in capsys.readouterr().out
+
+
+def test_no_traceback_from_the_shell(tiny: Tiny) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "space_warps.cli", "search", *tiny.words(), "data.fraction=2"],
+        capture_output=True,
+        text=True,
+        cwd=tiny.csv_path.parent,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().count("\n") == 0 and "fraction is a share" in done.stderr

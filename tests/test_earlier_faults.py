@@ -1,0 +1,170 @@
+"""What earlier software for this job got wrong, each as a test that fails on it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Catalogue, Tiny
+
+from space_warps.augment import Augment
+from space_warps.blocks import BlockSpec
+from space_warps.events import CandidateEnded, Event
+from space_warps.history import SearchConfig, SearchHistory
+from space_warps.loaders import create_train_val_dataloaders
+from space_warps.model import ProgressiveModel, Snapshot, clone_weights
+from space_warps.runner import LocalRunner, first_weights
+from space_warps.search import Grown, progressive_architecture_search, propose, search
+from space_warps.train import TrainPlan, evaluate, train
+
+QUICK = SearchConfig(max_layers=3, k_candidates=(4, 8), epochs_per_eval=2, lr=0.02)
+
+
+@pytest.fixture
+def runner(tiny: Tiny) -> LocalRunner:
+    loaders = create_train_val_dataloaders(
+        *tiny, Augment(noise=0.3), train_ratio=0.7, batch_size=16
+    )
+    return LocalRunner(*loaders, device="cpu")
+
+
+def test_best_weights_are_no_alias_of_live_ones(runner: LocalRunner) -> None:
+    """Training on for epochs after the best must leave the best as it was."""
+    model = runner.empty.model()
+    model.grow(BlockSpec(k=4))
+    result = train(model, runner.train_loader, runner.val_loader, TrainPlan(epochs=4, lr=0.5))
+    live = model.state_dict()
+    assert all(result.weights[n].data_ptr() != live[n].data_ptr() for n in live)
+    model.load_state_dict(result.weights)
+    assert evaluate(model, runner.val_loader).accuracy == result.best.val_acc
+
+
+def test_the_rejected_last_block_is_not_in_the_model(runner: LocalRunner) -> None:
+    model, history = search(QUICK, runner)
+    rejected = [step for step in history.steps if step.accepted is None]
+    assert model.num_layers == len(history.accepted) == len(history.steps) - len(rejected)
+    assert model.architecture.blocks == history.accepted[-1].candidate.blocks
+    assert model.head.in_features == history.accepted[-1].candidate.blocks[-1].k + 32
+
+
+def test_accepted_blocks_do_not_drift(runner: LocalRunner) -> None:
+    """What was measured when a block was accepted is there, bit for bit, at the end."""
+    best: dict[str, Snapshot] = {}
+
+    def keep(event: Event) -> None:
+        if isinstance(event, CandidateEnded) and event.snapshot is not None:
+            best[event.outcome.weights_sha256] = event.snapshot
+
+    model, history = search(QUICK, runner, observers=[keep])
+    last = history.accepted[-1]
+    measured = best[last.weights_sha256].weights
+    assert all(torch.equal(measured[n], tensor) for n, tensor in clone_weights(model).items())
+    assert evaluate(model, runner.val_loader).accuracy == last.val_acc
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_input_channels_are_recorded_as_they_are(
+    make_tiny: Callable[..., Tiny], colour: bool
+) -> None:
+    loaders = create_train_val_dataloaders(*make_tiny(colour=colour), train_ratio=0.7)
+    model, layers = progressive_architecture_search(
+        *loaders, max_layers=2, k_candidates=[4], epochs_per_eval=1, device="cpu"
+    )
+    assert [layer["in_channels"] for layer in layers] == [3 if colour else 1, 4][: len(layers)]
+    assert [block.conv.in_channels for block in model.blocks] == [
+        layer["in_channels"] for layer in layers
+    ]
+
+
+@pytest.mark.parametrize("max_layers", [1, 2])
+def test_max_layers_is_kept(runner: LocalRunner, max_layers: int) -> None:
+    _, history = search(replace(QUICK, max_layers=max_layers), runner)
+    assert len(history.steps) <= max_layers
+
+
+def test_the_bias_is_carried_by_the_warm_start(runner: LocalRunner) -> None:
+    narrow = replace(propose(QUICK, 1, Grown(runner.empty))[1], jitter=0.0)
+    model = first_weights(narrow, runner.empty)
+    with torch.no_grad():
+        model.blocks[0].conv.bias.copy_(torch.arange(4.0))
+    trained = Snapshot(model.architecture, clone_weights(model))
+    wide = first_weights(replace(narrow, blocks=(BlockSpec(k=8),)), trained)
+    assert wide.blocks[0].conv.bias.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_features_are_used(runner: LocalRunner) -> None:
+    model = runner.empty.model().eval()
+    images, features = torch.rand(4, 1, 12, 12), torch.rand(4, 2)
+    assert not torch.equal(model(images, features), model(images, features + 1))
+    model(images, features).sum().backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in model.projector[3].parameters()
+    )
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_gray_and_colour_are_accepted(make_tiny: Callable[..., Tiny], colour: bool) -> None:
+    train_loader, _ = create_train_val_dataloaders(*make_tiny(colour=colour), Augment())
+    assert next(iter(train_loader))[0].shape[1:] == ((3 if colour else 1), 12, 12)
+
+
+@pytest.mark.parametrize("as_number", [False, True])
+def test_class_names_and_integers_are_accepted(tiny: Tiny, as_number: bool) -> None:
+    if as_number:
+        text = tiny.csv_path.read_text()
+        for number, name in enumerate(("GALAXY", "QSO", "STAR")):
+            text = text.replace(name, str(9 + number))
+        tiny.csv_path.write_text(text)
+    data = create_train_val_dataloaders(*tiny)[0].dataset
+    assert data.classes == (("9", "10", "11") if as_number else ("GALAXY", "QSO", "STAR"))
+    assert set(data.labels.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("num_rows", [60, 120])
+def test_a_fraction_is_of_what_is_there(make_tiny: Callable[..., Tiny], num_rows: int) -> None:
+    loaders = create_train_val_dataloaders(
+        *make_tiny(num_rows=num_rows), fraction=0.5, train_ratio=0.8
+    )
+    assert sum(len(loader.dataset) for loader in loaders) == num_rows // 2
+
+
+def test_no_object_is_on_both_sides(sample: Catalogue) -> None:
+    sides = [loader.dataset.catalogue for loader in create_train_val_dataloaders(*sample)]
+    assert not set(sides[0].groups) & set(sides[1].groups)
+    contents = [{path.read_bytes() for path in side.paths} for side in sides]
+    assert not contents[0] & contents[1]
+
+
+def test_a_random_split_would_have_put_them_there(sample: Catalogue) -> None:
+    """The test above can fail: rows shuffled by themselves share objects."""
+    groups = create_train_val_dataloaders(*sample)[0].dataset.catalogue.groups
+    shuffled = np.random.default_rng(0).permutation(groups)
+    assert set(shuffled[: len(shuffled) * 9 // 10]) & set(shuffled[len(shuffled) * 9 // 10 :])
+
+
+def test_paths_are_where_the_caller_says(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another folder, with relative paths, nothing is read or written elsewhere."""
+    monkeypatch.chdir(tiny.csv_path.parent)
+    before = sorted(tmp_path.rglob("*"))
+    create_train_val_dataloaders("annotations.csv", "images")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_reported_accuracy_is_of_the_returned_model(tiny: Tiny) -> None:
+    loaders = create_train_val_dataloaders(*tiny, Augment(), train_ratio=0.7)
+    model, layers = progressive_architecture_search(
+        *loaders, max_layers=3, k_candidates=[4, 8], epochs_per_eval=2, device="cpu"
+    )
+    assert isinstance(model, ProgressiveModel)
+    assert evaluate(model, loaders[1]).accuracy == layers[-1]["val_acc"]
+    assert layers[-1]["num_params"] == model.num_params
+
+
+def test_a_history_says_what_its_model_is(runner: LocalRunner) -> None:
+    model, history = search(replace(QUICK, max_layers=2), runner)
+    assert isinstance(history, SearchHistory)
+    assert [layer["k"] for layer in history.layers()] == [b.k for b in model.architecture.blocks]

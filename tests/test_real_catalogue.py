@@ -1,0 +1,50 @@
+"""The real catalogue, where it lies beside the checkout."""
+
+import json
+from pathlib import Path
+
+from conftest import Catalogue
+
+from space_warps.audit import audit
+from space_warps.cli import main
+from space_warps.loaders import create_train_val_dataloaders
+from space_warps.model import load_snapshot
+from space_warps.train import evaluate
+
+
+def test_no_group_on_both_sides(real: Catalogue) -> None:
+    sides = [loader.dataset.catalogue for loader in create_train_val_dataloaders(*real)]
+    assert sum(map(len, sides)) == 1462
+    assert not set(sides[0].groups) & set(sides[1].groups)
+    contents = [{path.read_bytes() for path in side.paths} for side in sides]
+    assert not contents[0] & contents[1]
+
+
+def test_the_audit_finds_what_is_there(real: Catalogue) -> None:
+    found = audit(*real, say=False)
+    assert (found.num_rows, found.num_usable) == (1462, 1462)
+    assert found.class_counts == {"GALAXY": 461, "QSO": 490, "STAR": 511}
+    assert found.image_ceiling < 0.98
+    assert found.from_images.by_row - found.from_images.by_object > 0.04, "a random split flatters"
+    assert found.from_features.by_object > 0.85, "z tells the class"
+
+
+def test_a_search_on_it_ends_and_repeats(real: Catalogue, tmp_path: Path) -> None:
+    words = [
+        f"data.csv_path={real.csv_path}",
+        f"data.img_dir_path={real.img_dir_path}",
+        "data.fraction=0.4",
+        "search.max_layers=2",
+        "search.k_candidates=[8,16]",
+        "search.epochs_per_eval=2",
+    ]
+    summaries = []
+    for name in ("one", "two"):
+        assert main(["search", *words, f"run.dir={tmp_path / name}"]) == 0
+        summaries.append(json.loads((tmp_path / name / "progressive_summary.json").read_text()))
+    for key in ("model_sha256", "history_sha256", "final_val_accuracy"):
+        assert summaries[0][key] == summaries[1][key]
+    assert summaries[0]["final_val_accuracy"] > 0.4
+    _, val_loader = create_train_val_dataloaders(*real, fraction=0.4)
+    model = load_snapshot(tmp_path / "one").model()
+    assert evaluate(model, val_loader).accuracy == summaries[0]["final_val_accuracy"]
