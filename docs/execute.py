@@ -1,7 +1,7 @@
 """Run notebooks in place, as the tests run them, and keep what they print and draw.
 
-    python docs/execute.py              every notebook of nbs/
-    python docs/execute.py 00_core ...  these
+python docs/execute.py              every notebook of nbs/
+python docs/execute.py 00_core ...  these
 """
 
 import os
