@@ -10,7 +10,7 @@ from .history import SearchHistory as SearchHistory
 from .loaders import create_train_val_dataloaders as create_train_val_dataloaders
 from .model import Architecture as Architecture
 from .model import ProgressiveModel as ProgressiveModel
-from .model import load_snapshot as load_snapshot
+from .snapshot import load_snapshot as load_snapshot
 from .progress import ProgressBar as ProgressBar
 from .report import plot_accuracy_vs_depth as plot_accuracy_vs_depth
 from .runner import LocalRunner as LocalRunner

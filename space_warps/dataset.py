@@ -64,7 +64,7 @@ def apply_transform(
             changed.append(single(image))
     return torch.stack(changed)
 
-# %% ../nbs/02_dataset.ipynb #879535e7
+# %% ../nbs/02_dataset.ipynb #f07fb518
 Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
@@ -102,7 +102,7 @@ class Space_Galaxi(Dataset[Batch]):
             progress=progress,
         )
         skipped = settle_bad_rows(bad, catalogue.table, csv_path, on_bad_row)
-        good = np.array([row for row in range(len(catalogue)) if row not in bad])
+        good = np.setdiff1d(np.arange(len(catalogue)), list(bad))
         self.pixels = pixels
         self.transform = transform
         self.seed = seed

@@ -6,7 +6,7 @@
 __all__ = ['logger', 'Event', 'Observer', 'SearchStarted', 'StepStarted', 'CandidateStarted', 'EpochEnded', 'CandidateEnded',
            'StepEnded', 'SearchEnded', 'event_to_json', 'tell', 'forgivable']
 
-# %% ../nbs/21_events.ipynb #9d70c3bc
+# %% ../nbs/21_events.ipynb #f7395414
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +15,13 @@ from typing import Any, TypeAlias
 from .blocks import BlockSpec
 from .core import to_json
 from .history import Candidate, Outcome, SearchConfig, SearchHistory, Step
-from .model import Architecture, Snapshot
+from .model import Architecture
+from .snapshot import Snapshot
 from .train import EpochRecord
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/21_events.ipynb #e1062bd4
+# %% ../nbs/21_events.ipynb #93a6a682
 @dataclass(frozen=True)
 class SearchStarted:
     "A search begins."
@@ -53,7 +54,7 @@ class EpochEnded:
     candidate: Candidate
     record: EpochRecord
 
-
+# %% ../nbs/21_events.ipynb #a519eed1
 @dataclass(frozen=True)
 class CandidateEnded:
     "A candidate is done."

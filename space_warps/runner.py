@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Runner', 'first_weights', 'answer', 'LocalRunner']
 
-# %% ../nbs/22_runner.ipynb #6015b0cc
+# %% ../nbs/22_runner.ipynb #9ab405bf
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -17,13 +18,8 @@ from .core import InputError, choose_device, seeded
 from .dataset import Batch, Space_Galaxi, measure_scaling
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Observer
 from .history import Candidate, Outcome
-from space_warps.model import (
-    Architecture,
-    ProgressiveModel,
-    Snapshot,
-    take_snapshot,
-    weights_to_bytes,
-)
+from .model import Architecture, ProgressiveModel
+from .snapshot import Snapshot, take_snapshot, weights_to_bytes
 from .train import Diverged, EpochRecord, train
 from .warmstart import warm_start
 
@@ -45,21 +41,13 @@ class Runner(Protocol):
         "Train every candidate; raises `Stopped` when asked to stop."
         ...
 
-# %% ../nbs/22_runner.ipynb #5ce4e7d1
+# %% ../nbs/22_runner.ipynb #c3b9bbd1
 def first_weights(
     candidate: Candidate,  # What is to be trained
     start: Snapshot,  # The network it starts from
 ) -> ProgressiveModel:  # On the CPU, ready to be trained
     "A candidate's network before its first epoch."
-    empty = start.architecture.scaling
-    architecture = Architecture(
-        start.architecture.image_shape,
-        start.architecture.classes,
-        start.architecture.feature_names,
-        empty,
-        candidate.blocks,
-        start.architecture.projector_width,
-    )
+    architecture = replace(start.architecture, blocks=candidate.blocks)
     with seeded(candidate.plan.seed):
         model = ProgressiveModel(architecture)
     if candidate.copy_weights:

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'event_line', 'read_events', 'read_history', 'describe_environment', 'check_new_folder', 'RunFolder',
            'rewrite_report']
 
-# %% ../nbs/31b_runs.ipynb #11631717
+# %% ../nbs/31b_runs.ipynb #8567fde1
 import json
 import os
 import platform
@@ -36,8 +36,9 @@ from space_warps.events import (
     event_to_json,
 )
 from .history import SearchConfig, SearchHistory, Step
-from .model import Architecture, save_snapshot, weights_to_bytes
+from .model import Architecture
 from .report import write_report
+from .snapshot import save_snapshot, weights_to_bytes
 
 # %% ../nbs/31b_runs.ipynb #da29c8a4
 def event_line(
@@ -117,7 +118,7 @@ def _device_name(device: torch.device) -> str:
         return str(torch.cuda.get_device_name(device))
     return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
 
-# %% ../nbs/31b_runs.ipynb #46a223d7
+# %% ../nbs/31b_runs.ipynb #f9700219
 def check_new_folder(
     folder: str | Path,  # Where a run shall be written
 ) -> Path:
@@ -130,7 +131,7 @@ def check_new_folder(
         raise InputError(f"run folder {path} cannot be made: {near} cannot be written to")
     return path
 
-
+# %% ../nbs/31b_runs.ipynb #0e080e05
 class RunFolder:
     "Writes a search to a folder as it happens."
 

@@ -6,7 +6,7 @@
 __all__ = ['Train', 'Grown', 'propose', 'train_chained', 'best_grown', 'decide', 'try_depth', 'search', 'reason_to_stop',
            'progressive_architecture_search']
 
-# %% ../nbs/23_search.ipynb #f6ea7226
+# %% ../nbs/23_search.ipynb #c4325795
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,8 +29,9 @@ from space_warps.history import (
     Step,
     best_outcome,
 )
-from .model import ProgressiveModel, Snapshot
+from .model import ProgressiveModel
 from .runner import LocalRunner, Runner
+from .snapshot import Snapshot
 from .train import Stopped, TrainPlan
 
 # %% ../nbs/23_search.ipynb #78393a4c

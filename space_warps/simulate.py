@@ -423,9 +423,10 @@ def _check_request(out_dir: Path, num_rows: int, num_test_rows: int, image_size:
     if not 16 <= image_size <= 1024:
         raise InputError(f"image_size is 16 to 1024 pixels; got {image_size}")
 
-# %% ../nbs/05_simulate.ipynb #f48ff8ea
+# %% ../nbs/05_simulate.ipynb #ae01a4b4
 def _checked_out_sample() -> Path | None:
-    for folder in (here := Path.cwd(), *here.parents):
+    here = Path.cwd()
+    for folder in (here, *here.parents):
         sample = folder / "data" / "sample"
         if (sample / "annotations.csv").is_file() and (folder / "space_warps").is_dir():
             return sample

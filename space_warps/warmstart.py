@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['tile', 'add_jitter', 'warm_start']
 
-# %% ../nbs/12_warmstart.ipynb #3f80a062
+# %% ../nbs/12_warmstart.ipynb #3cf42471
 import torch
 from torch import Tensor
 
 from .core import generator_at
-from .model import Architecture, Weights
+from .model import Architecture
+from .snapshot import Weights
 
 # %% ../nbs/12_warmstart.ipynb #0b2b8b4d
 def tile(

@@ -14,7 +14,7 @@ from conftest import ROOT, Tiny
 from space_warps.cli import main
 from space_warps.core import sha256_file
 from space_warps.loaders import create_train_val_dataloaders
-from space_warps.model import load_snapshot
+from space_warps.snapshot import load_snapshot
 from space_warps.runs import read_history
 from space_warps.train import evaluate
 

@@ -8,7 +8,7 @@ from conftest import Catalogue
 from space_warps.audit import audit
 from space_warps.cli import main
 from space_warps.loaders import create_train_val_dataloaders
-from space_warps.model import load_snapshot
+from space_warps.snapshot import load_snapshot
 from space_warps.train import evaluate
 
 
