@@ -25,7 +25,7 @@ setup: .venv/ready
 	@touch .venv/ready
 
 demo: setup
-	$(BIN)/space-warps search
+	$(BIN)/space-warps search search.k_candidates=[8,16,32]
 
 test: setup
 	$(BIN)/python -m pytest

@@ -67,7 +67,7 @@ def write_tiny(folder: Path, num_rows: int = 60, size: int = 12, colour: bool = 
         picture = np.stack([shades, shades // 2, shades // 3], axis=2) if colour else shades
         Image.fromarray(picture).save(images / f"{name}.png")
         z = (0.3, 1.5, 0.0001)[label] + 0.01 * rng.normal()
-        lines.append(f"{name},{row * 5.0},{row - 30.0},{CLASSES[label]},,{z:.6f},0.0002")
+        lines.append(f"{name},{row * 2.5},{row * 0.5 - 30},{CLASSES[label]},,{z:.6f},0.0002")
     tiny = Tiny(folder / "annotations.csv", images)
     tiny.write(lines)
     return tiny
