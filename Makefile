@@ -37,7 +37,7 @@ lab: setup
 check: setup
 	$(BIN)/ruff format --quiet nbs tests benchmarks docs setup.py
 	$(BIN)/ruff check nbs tests benchmarks docs setup.py
-	grep -lZr $(GENERATED) space_warps --include='*.py' | xargs -0 rm -f
+	grep -lr --null $(GENERATED) space_warps --include='*.py' | xargs -0 rm -f
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python docs/readme.py

@@ -8,6 +8,7 @@ from .dataset import Space_Galaxi as Space_Galaxi
 from .history import SearchConfig as SearchConfig
 from .history import SearchHistory as SearchHistory
 from .loaders import create_train_val_dataloaders as create_train_val_dataloaders
+from .loaders import set_epoch as set_epoch
 from .model import Architecture as Architecture
 from .model import ProgressiveModel as ProgressiveModel
 from .snapshot import load_snapshot as load_snapshot

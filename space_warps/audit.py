@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAULTS', 'Audit', 'audit', 'describe_audit']
 
-# %% ../nbs/06b_audit.ipynb #e02c2527
+# %% ../nbs/06b_audit.ipynb #9c5e0375
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ import torch
 
 from space_warps.baselines import (
     BoostingScores,
-    count_votes,
     image_ceiling,
     image_statistics,
     leaked_by_rows,
@@ -27,7 +26,7 @@ from space_warps.baselines import (
 )
 from .catalogue import NEEDED, find_bad_labels, find_images, name_classes, read_features
 from .images import load_images
-from .objects import digest_files, group_objects
+from .objects import count_votes, digest_files, group_objects
 from .table import check_columns, parse_numbers, read_table
 
 # %% ../nbs/06b_audit.ipynb #60ff5fae
@@ -54,7 +53,7 @@ class Audit:
     def __str__(self) -> str:
         return "\n".join(describe_audit(self))
 
-# %% ../nbs/06b_audit.ipynb #d60f4570
+# %% ../nbs/06b_audit.ipynb #1a2df975
 FAULTS = ("labels and ids", "positions", "features", "missing images", "unusable images")
 
 
@@ -64,6 +63,8 @@ def audit(
     *,
     features: Sequence[str] = ("z", "z_err"),  # Feature columns
     image_size: int | None = None,  # Side in pixels to resize to; None keeps the own shape
+    max_resident_bytes: int = 2**30,  # Larger image data is memory-mapped
+    cache_dir: str | Path | None = None,  # Folder of mapped data; None is the user's cache
     progress: bool = False,  # Show progress bars
     say: bool = True,  # Print what was found
 ) -> Audit:
@@ -76,7 +77,13 @@ def audit(
     dec = parse_numbers(table["dec"].tolist(), "dec", faults["positions"], -90, 90)
     values = read_features(table, features, faults["features"])
     paths = find_images(table["id"].tolist(), img_dir_path, faults["missing images"])
-    pixels, broken = load_images(paths, image_size, progress=progress)
+    pixels, broken = load_images(
+        paths,
+        image_size,
+        max_resident_bytes=max_resident_bytes,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
     faults["unusable images"] = {
         row: said for row, said in broken.items() if row not in faults["missing images"]
     }

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'run_search', 'run_audit', 'run_simulate', 'run_report', 'StopOnSignal', 'usage', 'main']
 
-# %% ../nbs/42b_cli.ipynb #bf6fd529
+# %% ../nbs/42b_cli.ipynb #60358eee
 import signal
 import sys
 import time
@@ -89,15 +89,18 @@ def _loaders(
         progress=sys.stderr.isatty(),
     )
 
-# %% ../nbs/42b_cli.ipynb #2070ca73
+# %% ../nbs/42b_cli.ipynb #bec05843
 def run_audit(config: Config) -> None:
     "Look at a catalogue and print what was found."
     csv_path, img_dir_path = _catalogue_of(config.data)
+    data = config.data
     audit(
         csv_path,
         img_dir_path,
-        features=config.data.features,
-        image_size=config.data.image_size,
+        features=data.features,
+        image_size=data.image_size,
+        max_resident_bytes=data.max_resident_bytes,
+        cache_dir=data.cache_dir,
         progress=sys.stderr.isatty(),
     )
 

@@ -75,16 +75,14 @@ def deterministic() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
         memory.fill_uninitialized_memory = filled
 
-# %% ../nbs/00_core.ipynb #b12cc711
+# %% ../nbs/00_core.ipynb #10ff8513
 def choose_device(
-    name: str | torch.device | None = None,  # "cpu", "cuda", "cuda:1", "mps"; None takes the best
+    name: str | torch.device | None = None,  # "cpu", "cuda", "cuda:1"; None takes the best
 ) -> torch.device:
     "The device to train on; raises `InputError` where `name` is not there."
     here = ["cpu"]
     if torch.cuda.is_available():
         here += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        here.append("mps")
     if name is None or name == "auto":
         return torch.device(here[1] if len(here) > 1 else "cpu")
     if str(name) not in here:

@@ -6,8 +6,9 @@
 __all__ = ['SearchConfig', 'widths_at', 'Candidate', 'Outcome', 'best_outcome', 'Decision', 'Step', 'LayerDict', 'SearchHistory',
            'accuracy_interval']
 
-# %% ../nbs/20_history.ipynb #b2ecea3d
+# %% ../nbs/20_history.ipynb #30fc003e
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
@@ -19,7 +20,7 @@ from .core import InputError, canonical_json, to_json
 from .model import Architecture
 from .train import EpochRecord, TrainPlan
 
-# %% ../nbs/20_history.ipynb #30a87634
+# %% ../nbs/20_history.ipynb #159b816a
 @dataclass(frozen=True)
 class SearchConfig:
     "What a search does."
@@ -47,10 +48,11 @@ class SearchConfig:
             raise InputError(f"unknown block {self.kind!r}; registered: {known}")
         if self.warm_start not in ("chained", "parallel"):
             raise InputError(f"warm_start is 'chained' or 'parallel'; got {self.warm_start!r}")
-        if self.jitter < 0 or self.seed < 0:
+        if not (math.isfinite(self.jitter) and self.jitter >= 0 and self.seed >= 0):
             raise InputError(f"jitter and seed are at least 0; got {self.jitter} and {self.seed}")
-        if self.time_budget_s is not None and self.time_budget_s <= 0:
-            raise InputError(f"time_budget_s is above 0; got {self.time_budget_s}")
+        budget = self.time_budget_s
+        if budget is not None and not (math.isfinite(budget) and budget > 0):
+            raise InputError(f"time_budget_s is above 0 seconds, or none at all; got {budget}")
         TrainPlan(self.epochs_per_eval, self.lr, self.weight_decay)
         for depth in range(1, self.max_layers + 1):
             self.specs_at(depth)

@@ -6,7 +6,7 @@
 __all__ = ['MAX_PIXELS', 'Shape', 'Found', 'UnusableImage', 'read_shape', 'stretch', 'read_image', 'common_shape', 'decode_into',
            'load_images']
 
-# %% ../nbs/01d_images.ipynb #ff689501
+# %% ../nbs/01d_images.ipynb #cb14881c
 import hashlib
 import json
 import os
@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from astropy.io import fits
+from astropy.utils.exceptions import AstropyWarning
 from astropy.visualization import AsinhStretch, AsymmetricPercentileInterval
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from .core import InputError, cache_folder, write_json
 
-# %% ../nbs/01d_images.ipynb #e92a34a6
+# %% ../nbs/01d_images.ipynb #1ea037be
 MAX_PIXELS = 50_000_000
 Shape = tuple[int, int, int]
 
@@ -40,8 +42,7 @@ def read_shape(
 ) -> Shape:  # Channels (1 or 3), height, width in pixels
     "The shape that a file's header declares; raises `UnusableImage`."
     if path.suffix.lower() == ".fits":
-        shape = _fits_values(path).shape
-        channels, (height, width) = (1 if len(shape) == 2 else shape[0]), shape[-2:]
+        channels, height, width = _opened_fits(path, with_values=False)[0]
     else:
         with _opened(path) as image:
             channels = 3 if image.mode in ("RGB", "RGBA", "P", "CMYK", "YCbCr") else 1
@@ -50,12 +51,10 @@ def read_shape(
         raise UnusableImage(f"{path.name} declares {width}x{height} pixels, over {MAX_PIXELS:,}")
     return channels, height, width
 
-# %% ../nbs/01d_images.ipynb #bf115bbe
+# %% ../nbs/01d_images.ipynb #d4a36dbe
 def _opened(path: Path) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked by us
-            return Image.open(path, formats=["JPEG", "PNG"])
+        return Image.open(path, formats=["JPEG", "PNG"])
     except FileNotFoundError as error:
         raise UnusableImage(f"no file {path}") from error
     except Image.DecompressionBombError as error:
@@ -63,20 +62,27 @@ def _opened(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         said = "is empty" if path.stat().st_size == 0 else "is no JPEG or PNG image"
         raise UnusableImage(f"{path.name} {said}") from error
-    except OSError as error:
-        raise UnusableImage(f"{path.name} is truncated, damaged or unreadable ({error})") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        said = "is truncated, damaged or unreadable"
+        raise UnusableImage(f"{path.name} {said} ({error})") from error
 
 
-def _fits_values(path: Path) -> np.ndarray[Any, Any]:
+def _opened_fits(path: Path, with_values: bool) -> tuple[Shape, npt.NDArray[Any]]:
     try:
-        values = np.asarray(fits.getdata(path, memmap=False))
+        with fits.open(path, memmap=False) as parts:
+            part = next(part for part in parts if part.is_image and len(part.shape) >= 2)
+            size = part.shape
+            if len(size) > 3 or (len(size) == 3 and size[0] not in (1, 3)):
+                raise UnusableImage(f"{path.name} holds an array of shape {size}, not an image")
+            shape = (1, *size) if len(size) == 2 else size
+            values = np.asarray(part.data) if with_values else np.empty(0)
+    except StopIteration as error:
+        raise UnusableImage(f"{path.name} holds no image") from error
     except (OSError, IndexError, TypeError, ValueError) as error:
         raise UnusableImage(f"{path.name} cannot be read as FITS ({error})") from error
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[0] not in (1, 3)):
-        raise UnusableImage(f"{path.name} holds an array of shape {values.shape}, not an image")
-    return values
+    return shape, values
 
-# %% ../nbs/01d_images.ipynb #f1ae00fa
+# %% ../nbs/01d_images.ipynb #4ea63a58
 def stretch(
     values: np.ndarray[Any, Any],  # Any shape; measured values, NaN allowed
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:  # Same shape, 0 to 255
@@ -105,7 +111,7 @@ def read_image(
 
 def _decoded(path: Path) -> Image.Image:
     if path.suffix.lower() == ".fits":
-        values = _fits_values(path)
+        values = _opened_fits(path, with_values=True)[1]
         shades = stretch(values if values.ndim == 2 else values.transpose(1, 2, 0))
         return Image.fromarray(shades.squeeze())
     with _opened(path) as image:
@@ -144,7 +150,7 @@ def common_shape(
             )
     return (channels, height, width), bad
 
-# %% ../nbs/01d_images.ipynb #f2147b75
+# %% ../nbs/01d_images.ipynb #0ddcf796
 def _each(
     work: Callable[[int], Found], num_rows: int, said: str, progress: bool
 ) -> Iterator[Found | UnusableImage]:
@@ -155,9 +161,12 @@ def _each(
             return error
 
     with (
+        warnings.catch_warnings(),  # here and not in the threads, which share one list of filters
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=num_rows, desc=said, unit="image", disable=not progress, leave=False) as bar,
     ):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are checked by us
+        warnings.simplefilter("ignore", AstropyWarning)  # a damaged file is told in one line
         for start in range(0, num_rows, 4096):  # a million futures at once would take gigabytes
             for found in pool.map(guarded, range(start, min(start + 4096, num_rows))):
                 bar.update()
@@ -178,7 +187,7 @@ def decode_into(
     found = _each(decode, len(paths), "decoding", progress)
     return {row: str(error) for row, error in enumerate(found) if error is not None}
 
-# %% ../nbs/01d_images.ipynb #2142e86d
+# %% ../nbs/01d_images.ipynb #9b6975d6
 def load_images(
     paths: Sequence[Path],  # [rows] image files
     image_size: int | None = None,  # Side of a square in pixels; None keeps the images' own shape
@@ -205,19 +214,29 @@ def _load_mapped(
 ) -> tuple[torch.Tensor, dict[int, str]]:
     data = folder / f"{_fingerprint(paths, size)}.uint8"
     told = data.with_suffix(".json")
-    if not told.exists():
+    if not (told.exists() and data.exists()):
         beside = data.with_suffix(f".{os.getpid()}.part")
         try:
-            pixels = np.memmap(beside, np.uint8, "w+", shape=size)
-            bad = {**decode_into(pixels, paths, progress), **bad}
+            _allocate(beside, int(np.prod(size)))
+            pixels = np.memmap(beside, np.uint8, "r+", shape=size)
+            damaged = decode_into(pixels, paths, progress)
             pixels.flush()
             beside.replace(data)
         finally:
             beside.unlink(missing_ok=True)
-        write_json(told, {str(row): reason for row, reason in bad.items()})
-    bad = {int(row): reason for row, reason in json.loads(told.read_text()).items()}
+        write_json(told, {str(row): reason for row, reason in damaged.items()})
+    damaged = {int(row): reason for row, reason in json.loads(told.read_text()).items()}
     mapped = torch.from_file(str(data), shared=False, size=int(np.prod(size)), dtype=torch.uint8)
-    return mapped.view(size), bad
+    return mapped.view(size), {**damaged, **bad}
+
+
+def _allocate(path: Path, num_bytes: int) -> None:
+    "Take the space now: a full disk is an `OSError` here, and a crash in a mapped file."
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        else:
+            file.truncate(num_bytes)
 
 
 def _fingerprint(paths: Sequence[Path], size: tuple[int, ...]) -> str:

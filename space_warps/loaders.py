@@ -6,7 +6,7 @@
 __all__ = ['split_groups', 'check_split', 'check_share', 'EpochSampler', 'set_epoch', 'create_train_val_dataloaders',
            'split_rows', 'iterate']
 
-# %% ../nbs/04_loaders.ipynb #fb8cd447
+# %% ../nbs/04_loaders.ipynb #df5f2c7d
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Sampler
 
 from .core import InputError, derive_seed, generator_at
 from .dataset import Batch, Space_Galaxi, Transform
+from .objects import count_votes
 from .table import OnBadRow
 
-# %% ../nbs/04_loaders.ipynb #c35e366b
+# %% ../nbs/04_loaders.ipynb #3e553107
 def split_groups(
     labels: npt.NDArray[np.int64],  # [rows] class of each row, from 0
     groups: npt.NDArray[np.int64],  # [rows] rows of the same object share a number
@@ -29,22 +30,27 @@ def split_groups(
     seed: int,  # Another seed, another split
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # Rows of both parts, ascending
     "Split rows in two so that no object is in both and classes keep their shares."
-    names, places = np.unique(groups, return_inverse=True)
-    votes = np.zeros((len(names), int(labels.max()) + 1), dtype=np.int64)
-    np.add.at(votes, (places, labels), 1)
-    wanted = votes.argmax(axis=1)
-    num_second = round(len(names) * (1 - first_share))
-    num_classes = len(np.unique(wanted))
-    if min(num_second, len(names) - num_second) < num_classes:
-        raise InputError(
-            f"a share of {first_share:g} of {len(names)} objects leaves "
-            f"{len(names) - num_second} and {num_second}, where each part needs at least one "
-            f"of each of the {num_classes} classes; use more rows or another share"
-        )
+    _, places = np.unique(groups, return_inverse=True)
+    wanted = count_votes(labels, groups).argmax(axis=1)
+    num_second = round(len(wanted) * (1 - first_share))
+    counts = np.bincount(wanted)
+    enough = min(num_second, len(wanted) - num_second) >= np.count_nonzero(counts)
+    if not enough or 1 in counts:
+        raise _cannot_split(first_share, counts)
     splitter = StratifiedShuffleSplit(1, test_size=num_second, random_state=seed)
-    in_second = np.zeros(len(names), dtype=bool)
+    in_second = np.zeros(len(wanted), dtype=bool)
     in_second[next(splitter.split(wanted, wanted))[1]] = True
+    if np.unique(wanted[in_second]).size < np.unique(wanted[~in_second]).size:
+        raise _cannot_split(first_share, counts)
     return np.flatnonzero(~in_second[places]), np.flatnonzero(in_second[places])
+
+
+def _cannot_split(first_share: float, counts: npt.NDArray[np.int64]) -> InputError:
+    told = " + ".join(str(count) for count in counts if count)
+    return InputError(
+        f"a share of {first_share:g} of {told} objects (by class) does not leave at least one of "
+        f"each of the {np.count_nonzero(counts)} classes on both sides; use more rows or another share"
+    )
 
 # %% ../nbs/04_loaders.ipynb #2e902a42
 def check_split(

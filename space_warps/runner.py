@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Runner', 'first_weights', 'answer', 'LocalRunner']
 
-# %% ../nbs/22_runner.ipynb #9ab405bf
+# %% ../nbs/22_runner.ipynb #c2a9fbe1
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

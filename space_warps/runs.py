@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'event_line', 'read_events', 'read_history', 'describe_environment', 'check_new_folder', 'RunFolder',
            'rewrite_report']
 
-# %% ../nbs/31b_runs.ipynb #8567fde1
+# %% ../nbs/31b_runs.ipynb #999db8e4
 import json
 import os
 import platform
@@ -131,7 +131,7 @@ def check_new_folder(
         raise InputError(f"run folder {path} cannot be made: {near} cannot be written to")
     return path
 
-# %% ../nbs/31b_runs.ipynb #0e080e05
+# %% ../nbs/31b_runs.ipynb #3d1e4b20
 class RunFolder:
     "Writes a search to a folder as it happens."
 
@@ -159,19 +159,24 @@ class RunFolder:
             path.parent.mkdir(exist_ok=True)
             content["sha256"] = write_atomic(path, weights_to_bytes(event.snapshot.weights))
         elif isinstance(event, SearchEnded):
+            self._remove_all_but(event.history)
             sha256 = save_snapshot(event.snapshot, self.folder)
             seconds = time.monotonic() - self.began
             self.summary = write_report(event.history, sha256, seconds, self.folder)
             content["seconds"] = round(seconds, 3)
         self._append(content)
         if isinstance(event, StepEnded):
-            self._remove_losers(event.step)
+            for outcome in (*event.step.outcomes, event.step.control):
+                if outcome is not event.step.accepted:
+                    self._blob(outcome.candidate.name).unlink(missing_ok=True)
 
     def _begin(self) -> None:
         self.began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.folder / "config.yaml", self.config_text)
         write_json(self.folder / "environment.json", self.environment)
+        with (self.folder / "events.jsonl").open("xb"):  # fails if another run was faster
+            pass
 
     def _blob(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -182,10 +187,12 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
 
-    def _remove_losers(self, step: Step) -> None:
-        for outcome in (*step.outcomes, step.control):
-            if outcome is not step.accepted:
-                self._blob(outcome.candidate.name).unlink(missing_ok=True)
+    def _remove_all_but(self, history: SearchHistory) -> None:
+        "A search that was stopped within a depth leaves candidates that nobody decided on."
+        kept = {self._blob(outcome.candidate.name) for outcome in history.accepted}
+        for path in self.folder.glob("step_*/*.safetensors"):
+            if path not in kept:
+                path.unlink()
 
 # %% ../nbs/31b_runs.ipynb #43b1cad6
 def rewrite_report(

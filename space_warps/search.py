@@ -6,7 +6,7 @@
 __all__ = ['Train', 'Grown', 'propose', 'train_chained', 'best_grown', 'decide', 'try_depth', 'search', 'reason_to_stop',
            'progressive_architecture_search']
 
-# %% ../nbs/23_search.ipynb #c4325795
+# %% ../nbs/23_search.ipynb #a152811a
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -104,15 +104,19 @@ def best_grown(
     best = best_outcome([grown.outcome for grown in done if grown.outcome is not None])
     return next((grown for grown in done if best is not None and grown.outcome is best), None)
 
-# %% ../nbs/23_search.ipynb #41533ece
+# %% ../nbs/23_search.ipynb #1d074b05
 def decide(
     outcomes: Sequence[Outcome],  # Of the candidates of a depth
     parent: Outcome | None,  # How the network so far was trained; None for the empty one
 ) -> Decision:
-    "Accept the best candidate if accuracy grew; raises `InputError` where all have failed."
+    "Accept the best candidate if accuracy grew; raises `InputError` if all first blocks failed."
     best = best_outcome(outcomes)
-    if best is None:
+    if best is None and parent is None:
         raise InputError(f"all candidates failed; the first one: {outcomes[0].failed}")
+    if best is None:
+        return Decision(
+            "reject", None, f"all candidates failed; the first one: {outcomes[0].failed}"
+        )
     if parent is None:
         return Decision("accept", best.candidate.index, f"{best.val_acc:.4f}, the first block")
     if best.val_acc > parent.val_acc:

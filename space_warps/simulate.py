@@ -6,8 +6,7 @@
 __all__ = ['COLUMNS', 'ARCSEC', 'draw_redshift', 'draw_z_err', 'spoil', 'spectrum_id', 'sky_position', 'object_rows',
            'CataloguePaths', 'catalogue_paths', 'write_part', 'simulate', 'sample_catalogue']
 
-# %% ../nbs/05b_simulate.ipynb #bb8a0917
-import os
+# %% ../nbs/05b_simulate.ipynb #aed4518d
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .core import InputError, derive_seed
+from .core import InputError, cache_folder, derive_seed
 from .sky import RECIPE, RECIPE_VERSION, SkyObject, draw_cutout, draw_object, to_jpeg
 
 # %% ../nbs/05b_simulate.ipynb #9bc0238c
@@ -198,7 +197,7 @@ def _check_request(out_dir: Path, num_rows: int, num_test_rows: int, image_size:
     if not 16 <= image_size <= 1024:
         raise InputError(f"image_size is 16 to 1024 pixels; got {image_size}")
 
-# %% ../nbs/05b_simulate.ipynb #ae01a4b4
+# %% ../nbs/05b_simulate.ipynb #8315f343
 def _checked_out_sample() -> Path | None:
     here = Path.cwd()
     for folder in (here, *here.parents):
@@ -214,10 +213,7 @@ def sample_catalogue(
     "1,200 rows and 300 test rows: those of the checkout around us, or drawn once and kept."
     if cache_dir is None and (sample := _checked_out_sample()):
         return catalogue_paths(sample)
-    if cache_dir is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        cache_dir = (home if home.is_absolute() else Path.home() / ".cache") / "space_warps"
-    folder = Path(cache_dir) / f"sample-{RECIPE_VERSION}"
+    folder = cache_folder("sky", cache_dir) / f"sample-{RECIPE_VERSION}"
     if not (folder / "annotations.csv").is_file():
         try:
             simulate(folder)

@@ -19,7 +19,6 @@ from PIL import Image
 from scipy.ndimage import convolve, gaussian_filter
 from scipy.signal import fftconvolve
 
-
 # %% ../nbs/05a_sky.ipynb #7d4eef91
 Pixels = npt.NDArray[np.float64]
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from .core import InputError
 
-# %% ../nbs/01a_table.ipynb #ec44d186
+# %% ../nbs/01a_table.ipynb #78413d28
 def read_table(
     csv_path: str | Path,  # The catalogue, a CSV in UTF-8 with a header line
 ) -> pd.DataFrame:  # Text cells without outer blanks; the index is the line number in the file
@@ -42,7 +42,14 @@ def read_table(
         raise InputError(f"{path}, line {reader.line_num}: {error}; mend the line") from error
     if not cells:
         raise InputError(f"{path} has no rows; it needs a header line and one line per cutout")
+    _check_header(path, header)
     return pd.DataFrame(cells, columns=header, index=lines, dtype=object)
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    for name in header:
+        if name and header.count(name) > 1:
+            raise InputError(f"{path} has {header.count(name)} columns {name!r}; keep one")
 
 
 def _check_width(path: Path, line: int, row: list[str], header: list[str]) -> None:
@@ -51,21 +58,18 @@ def _check_width(path: Path, line: int, row: list[str], header: list[str]) -> No
             f"{path}, line {line}: {len(row)} cells where the header has {len(header)}; mend the line"
         )
 
-# %% ../nbs/01a_table.ipynb #7084223c
+# %% ../nbs/01a_table.ipynb #0d9512e2
 def check_columns(
     table: pd.DataFrame,  # As `read_table` gives it
-    needed: Sequence[str],  # Names of columns that must be there, once
+    needed: Sequence[str],  # Names of columns that must be there
     csv_path: str | Path,  # Named in the error
 ) -> None:
-    "Raise `InputError` for a needed column that is absent or there twice, with the nearest name."
+    "Raise `InputError` for a needed column that is absent, with the nearest name."
     for name in needed:
-        found = list(table.columns).count(name)
-        if found == 0:
+        if name not in table.columns:
             near = difflib.get_close_matches(name, list(table.columns), n=1)
             hint = f"did you mean {near[0]!r}?" if near else "add it or ask for another"
             raise InputError(f"{csv_path} has no column {name!r}, only {_listed(table)}; {hint}")
-        if found > 1:
-            raise InputError(f"{csv_path} has {found} columns {name!r}; keep one")
 
 
 def _listed(table: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@
 __all__ = ['keep_freed_memory', 'place_model', 'Evaluation', 'evaluate', 'TrainPlan', 'EpochRecord', 'Stopped', 'Diverged',
            'Trained', 'train', 'train_epoch']
 
-# %% ../nbs/13_train.ipynb #b3339fda
+# %% ../nbs/13_train.ipynb #89fd0ad8
 import ctypes
 import math
 import sys

@@ -217,6 +217,39 @@ def test_half_a_catalogue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "go together" in capsys.readouterr().err
 
 
+def test_a_class_too_rare_for_the_fraction(
+    make_tiny: Callable[..., Tiny], refused: Refusal
+) -> None:
+    """Two objects of one class: enough for the whole catalogue, not for every part of it."""
+    tiny = make_tiny(num_rows=90)
+    for row in range(2, 90, 3):
+        if row > 5:
+            tiny.change(row, "class", "QSO")
+    said = refused(tiny, "data.fraction=0.5", "data.train_ratio=0.7")
+    assert "each of the 3 classes on both sides" in said
+
+
+def test_features_named_twice(tiny: Tiny, refused: Refusal) -> None:
+    assert "features are named once each" in refused(tiny, "data.features=[z,z]")
+
+
+def test_column_there_twice(tiny: Tiny, refused: Refusal) -> None:
+    tiny.write([line + "," + line.split(",")[-1] for line in tiny.lines()])
+    assert "has 2 columns 'z_err'; keep one" in refused(tiny, "data.features=[z]")
+
+
+@pytest.mark.parametrize("word", ["search.time_budget_s=inf", "search.jitter=nan", "search.lr=???"])
+def test_numbers_that_are_none(tiny: Tiny, refused: Refusal, word: str) -> None:
+    assert word.split("=")[0].split(".")[1] in refused(tiny, word)
+
+
+def test_a_catalogue_without_any_image_is_audited(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", f"data.csv_path={tiny.csv_path}", f"data.img_dir_path={tmp_path}"]) == 0
+    assert "60 rows, 0 usable" in capsys.readouterr().out
+
+
 # The disk
 
 

@@ -14,8 +14,8 @@ from conftest import ROOT, Tiny
 from space_warps.cli import main
 from space_warps.core import sha256_file
 from space_warps.loaders import create_train_val_dataloaders
-from space_warps.snapshot import load_snapshot
 from space_warps.runs import read_history
+from space_warps.snapshot import load_snapshot
 from space_warps.train import evaluate
 
 FILES = {
@@ -118,6 +118,7 @@ def test_a_search_stopped_by_a_signal_keeps_what_it_has(tiny: Tiny, tmp_path: Pa
     assert searching.returncode == 128 + signal.SIGTERM
     assert read_history(run).stopped == "asked to stop at depth 1"
     assert {path.name for path in run.iterdir() if path.is_file()} == FILES
+    assert not list(run.rglob("step_*/*")), "weights that nobody decided on"
 
 
 def test_audit_and_report_and_help(

@@ -15,9 +15,9 @@ from space_warps.events import CandidateEnded, Event
 from space_warps.history import SearchConfig, SearchHistory
 from space_warps.loaders import create_train_val_dataloaders
 from space_warps.model import ProgressiveModel
-from space_warps.snapshot import Snapshot, clone_weights
 from space_warps.runner import LocalRunner, first_weights
 from space_warps.search import Grown, progressive_architecture_search, propose, search
+from space_warps.snapshot import Snapshot, clone_weights
 from space_warps.train import TrainPlan, evaluate, train
 
 QUICK = SearchConfig(max_layers=3, k_candidates=(4, 8), epochs_per_eval=2, lr=0.02)
