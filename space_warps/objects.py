@@ -43,14 +43,14 @@ def group_objects(
     _, seen, number = np.unique(component, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(seen))[number].astype(np.int64)
 
-# %% ../nbs/01b_objects.ipynb #a80ad6b4
+# %% ../nbs/01b_objects.ipynb #b0a77bf0
 def count_votes(
     labels: npt.NDArray[np.int64],  # [rows] class of each row, from 0
     groups: npt.NDArray[np.int64],  # [rows] rows of the same object share a number
 ) -> npt.NDArray[np.int64]:  # [objects, classes], objects in order of their numbers
     "How many rows of each object are of each class."
     names, places = np.unique(groups, return_inverse=True)
-    votes = np.zeros((len(names), int(labels.max(initial=0)) + 1), dtype=np.int64)
+    votes = np.zeros((len(names), max(len(np.bincount(labels)), 1)), dtype=np.int64)
     np.add.at(votes, (places, labels), 1)
     return votes
 
