@@ -72,13 +72,13 @@ def _as_tuples(values: Any) -> Any:
     "Lists, at any depth, as tuples, so that equal records are equal."
     return tuple(map(_as_tuples, values)) if isinstance(values, list | tuple) else values
 
-# %% ../nbs/20_history.ipynb #0756ed84
+# %% ../nbs/20_history.ipynb #22b2f64e
 def widths_at(
     k_candidates: Any,  # Numbers of channels, or a list of them per depth
     depth: int,  # From 1
 ) -> tuple[int, ...]:
     "The numbers of output channels to try at a depth; raises `InputError` for anything else."
-    k_candidates = k_candidates if isinstance(k_candidates, tuple) else (None,)
+    given, k_candidates = k_candidates, k_candidates if isinstance(k_candidates, tuple) else ()
     nested = [isinstance(entry, tuple) for entry in k_candidates]
     widths = list(k_candidates)
     if any(nested):
@@ -88,7 +88,7 @@ def widths_at(
     if not widths or not whole or len(set(widths)) < len(widths):
         raise InputError(
             "k_candidates is a list of different numbers of channels, each at least 1, or one such "
-            f"list per depth; got {list(k_candidates)}"
+            f"list per depth; got {list(given) if isinstance(given, tuple) else given}"
         )
     return tuple(widths)
 

@@ -50,7 +50,7 @@ def _layer(layer: dict[str, Any]) -> dict[str, Any]:
     wanted = ("layer", "kind", "k", "in_channels", "out_channels")
     return {**{name: layer[name] for name in wanted}, "val_accuracy": layer["val_acc"]}
 
-# %% ../nbs/30_report.ipynb #6a1e7997
+# %% ../nbs/30_report.ipynb #ab485fd0
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
@@ -83,8 +83,12 @@ def _plot_accuracy(axes: Any, history: SearchHistory) -> None:
         depths, values, yerr=[below, above], fmt="o-", color=BLUE, capsize=3, label="grown network"
     )
     axes.set_ylabel(f"validation accuracy\n({history.num_val} rows, 95% interval)")
-    axes.set_title(f"{len(accepted)} blocks; {history.stopped}", fontsize=9)
+    axes.set_title(f"{_blocks(len(accepted))}; {history.stopped}", fontsize=9)
     axes.legend(fontsize=8, frameon=False)
+
+
+def _blocks(count: int) -> str:
+    return "1 block" if count == 1 else f"{count} blocks"
 
 
 def _depth_and_accuracy(outcomes: Sequence[Outcome]) -> tuple[list[int], list[float]]:
@@ -101,7 +105,7 @@ def _plot_size(axes: Any, history: SearchHistory) -> None:
     beside.set_ylabel("parameters", color=GREEN)
     beside.set_ylim(bottom=0)
 
-# %% ../nbs/30_report.ipynb #24580820
+# %% ../nbs/30_report.ipynb #3f4bc8bd
 def write_report(
     history: SearchHistory,  # The story of a search
     model_sha256: str,  # Of model.safetensors
@@ -126,7 +130,7 @@ def describe(
     low, high = summary["final_val_accuracy_interval_95"]
     widths = ", ".join(str(layer["k"]) for layer in summary["architecture"])
     return (
-        f"{summary['num_layers']} blocks ({widths} channels), "
+        f"{_blocks(summary['num_layers'])} ({widths} channels), "
         f"{summary['total_trainable_params']:,} parameters\n"
         f"validation accuracy {summary['final_val_accuracy']:.3f} "
         f"({low:.3f} to {high:.3f} at 95%, {summary['num_val']} rows)\n"

@@ -75,7 +75,7 @@ def check_columns(
 def _listed(table: pd.DataFrame) -> str:
     return ", ".join(str(name) for name in table.columns)
 
-# %% ../nbs/01a_table.ipynb #c8e2565b
+# %% ../nbs/01a_table.ipynb #f9dba111
 OnBadRow = Literal["error", "skip"]
 
 
@@ -94,7 +94,10 @@ def settle_bad_rows(
     ]
     if told and on_bad_row == "error":
         more = f" ({len(told) - 1} more such rows)" if len(told) > 1 else ""
-        raise InputError(f"{told[0]}{more}; mend it or leave such rows out with on_bad_row=skip")
+        raise InputError(
+            f"{told[0]}{more}; mend it or leave such rows out with on_bad_row=skip "
+            "(data.on_bad_row=skip on the command line)"
+        )
     if len(told) == len(table):
         raise InputError(f"{told[0]}; no row of the catalogue can be used")
     return told
