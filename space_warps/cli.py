@@ -30,7 +30,7 @@ from .runs import RunFolder, check_new_folder, describe_environment, rewrite_rep
 from .search import search
 from .simulate import sample_catalogue, simulate
 
-# %% ../nbs/42b_cli.ipynb #b5e9828d
+# %% ../nbs/42b_cli.ipynb #33e4a7ac
 def run_search(
     config: Config,  # What was asked
     text: str,  # The same as YAML, for the run folder
@@ -44,12 +44,17 @@ def run_search(
     wanted = {f.name: getattr(config.search, f.name) for f in fields(SearchConfig)}
     plan = SearchConfig(**wanted)
     loaders = _loaders(config, csv_path, img_dir_path)
-    runner = LocalRunner(*loaders, device=config.search.device, seed=plan.seed)
+    runner = LocalRunner(
+        *loaders,
+        device=config.search.device,
+        missing_flags=config.data.missing_flags,
+        seed=plan.seed,
+    )
     keep = RunFolder(folder, describe_environment(csv_path, runner.device), text)
     print(f"{csv_path}: training on {runner.num_train} rows, validating with {runner.num_val}")
     if skipped := loaders[0].dataset.catalogue.skipped:  # type: ignore[attr-defined]
         print(f"{len(skipped)} rows skipped, the first one: {skipped[0]}")
-    bars = ProgressBar()
+    bars = ProgressBar(bars=sys.stderr.isatty())
     try:
         search(plan, runner, observers=[keep, bars], should_stop=should_stop)
     finally:

@@ -6,7 +6,7 @@
 __all__ = ['TEXT_KEYS', 'DataConfig', 'SearchKeys', 'RunConfig', 'SimulateConfig', 'Config', 'schema', 'known_keys',
            'read_config', 'to_config']
 
-# %% ../nbs/42a_config.ipynb #fddae481
+# %% ../nbs/42a_config.ipynb #e6d544a4
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,9 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .augment import Augment
 from .core import InputError
-from .history import SearchConfig
+from .history import PLAIN, SearchConfig
 
-# %% ../nbs/42a_config.ipynb #52141942
+# %% ../nbs/42a_config.ipynb #fd4680a2
 @dataclass(frozen=True)
 class DataConfig:
     "Which catalogue, and how to read it."
@@ -32,10 +32,11 @@ class DataConfig:
     csv_path: str | None = None  # CSV with id, ra, dec, class; None takes the sample
     img_dir_path: str | None = None  # Folder with {id}.jpg, .png or .fits
     features: list[str] = field(default_factory=lambda: ["z", "z_err"])  # Columns, also none: []
+    missing_flags: bool = True  # Tell the network which features are missing
     image_size: int | None = None  # Side in pixels to resize to; None keeps the own shape
     fraction: float = 1.0  # Share of the objects to use, in (0, 1]
     train_ratio: float = 0.9  # Share of these objects to train on, in (0, 1)
-    batch_size: int = 64  # Training rows of one step
+    batch_size: int = 32  # Training rows of one step
     on_bad_row: str = "error"  # error, or skip rows that cannot be used
     max_resident_bytes: int = 2**30  # Larger image data is memory-mapped
     cache_dir: str | None = None  # Folder of mapped data; None is the user's cache
@@ -46,6 +47,7 @@ class SearchKeys(SearchConfig):
     "What a search does, and where it computes."
 
     device: str | None = None  # cpu, cuda, cuda:1; None takes the best there is
+    plain: bool = False  # The plain rule of greedy growth; single keys may change it again
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
 
-# %% ../nbs/42a_config.ipynb #9e1cf0e7
+# %% ../nbs/42a_config.ipynb #5516dd8f
 def schema() -> DictConfig:
     "The keys with their types and defaults; frozen dataclasses, made writable for merging."
     tree: DictConfig = OmegaConf.structured(Config)
@@ -109,6 +111,8 @@ def read_config(
             hint = f"did you mean {near[0]}?" if near else "space-warps --help lists the keys"
             raise InputError(f"unknown key {key!r}; {hint}")
     ConfigStore.instance().store(name="space_warps", node=schema())
+    if "search.plain=true" in (word.lower() for word in words):
+        words = [*(f"search.{key}={value}" for key, value in PLAIN.items()), *words]
     try:
         with initialize(version_base=None, config_path=None):
             return compose("space_warps", words)

@@ -165,21 +165,21 @@ class Space_Galaxi(Dataset[Batch]):
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
-# %% ../nbs/02_dataset.ipynb #f3841ca5
+# %% ../nbs/02_dataset.ipynb #73acce5f
 @dataclass(frozen=True)
 class Scaling:
-    "Means and standard deviations of training rows; becomes part of the model."
+    "What training rows are like; becomes part of the model, so that it reads raw values."
 
     image_mean: tuple[float, ...]  # Per channel, of images in [0, 1]
     image_std: tuple[float, ...]  # Per channel
-    feature_mean: tuple[float, ...]  # Per feature, in its own unit, missing values left out
-    feature_std: tuple[float, ...]  # Per feature
+    feature_edges: tuple[tuple[float, ...], ...]  # Per feature, edges of bins, ascending
 
 
 def measure_scaling(
     dataset: Space_Galaxi,  # The training rows; their transform is not applied
+    num_bins: int = 8,  # Bins of each feature, with about as many rows each
 ) -> Scaling:
-    "Measure what brings images and features to mean 0 and standard deviation 1."
+    "Measure what brings images to mean 0 and standard deviation 1, and cuts features into bins."
     counts = torch.zeros(dataset.image_shape[0], 256, dtype=torch.int64)
     for start in range(0, len(dataset), 1024):
         rows = dataset.rows[start : start + 1024]
@@ -188,19 +188,14 @@ def measure_scaling(
     shades = torch.arange(256, dtype=torch.float64) / 255
     shares = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)
     mean = (shares * shades).sum(dim=1)
-    std = (shares * (shades - mean[:, None]) ** 2).sum(dim=1).sqrt()
-    feature_mean, feature_std = _measure_features(dataset.catalogue.features)
-    return Scaling(
-        tuple(mean.tolist()), tuple(_usable(std.numpy()).tolist()), feature_mean, feature_std
-    )
+    std = (shares * (shades - mean[:, None]) ** 2).sum(dim=1).sqrt().numpy()
+    spread = np.where(std > 0, std, 1.0)  # a constant stays a constant
+    edges = tuple(_bin_edges(column, num_bins) for column in dataset.catalogue.features.T)
+    return Scaling(tuple(mean.tolist()), tuple(spread.tolist()), edges)
 
 
-def _measure_features(values: npt.NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    columns = [column[np.isfinite(column)] for column in values.T]
-    mean = [float(column.mean()) if len(column) else 0.0 for column in columns]
-    std = [float(column.std()) if len(column) else 1.0 for column in columns]
-    return tuple(mean), tuple(_usable(np.array(std)).tolist())
-
-
-def _usable(std: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.where(std > 0, std, 1.0)  # a constant stays a constant
+def _bin_edges(column: npt.NDArray[Any], num_bins: int) -> tuple[float, ...]:
+    known = column[np.isfinite(column)].astype(np.float32)
+    if len(known) == 0:
+        return ()
+    return tuple(np.unique(np.quantile(known, np.linspace(0, 1, num_bins + 1))).tolist())

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['logger', 'Event', 'Observer', 'SearchStarted', 'StepStarted', 'CandidateStarted', 'EpochEnded', 'CandidateEnded',
-           'StepEnded', 'SearchEnded', 'event_to_json', 'tell', 'forgivable']
+           'StepEnded', 'FinishStarted', 'FinishEnded', 'SearchEnded', 'event_to_json', 'tell', 'forgivable']
 
-# %% ../nbs/21_events.ipynb #f7395414
+# %% ../nbs/21_events.ipynb #d591f4c3
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from .blocks import BlockSpec
 from .core import to_json
-from .history import Candidate, Outcome, SearchConfig, SearchHistory, Step
+from .history import Candidate, Finish, Outcome, SearchConfig, SearchHistory, Step
 from .model import Architecture
 from .snapshot import Snapshot
 from .train import EpochRecord
@@ -54,13 +54,13 @@ class EpochEnded:
     candidate: Candidate
     record: EpochRecord
 
-# %% ../nbs/21_events.ipynb #a519eed1
+# %% ../nbs/21_events.ipynb #f1a30036
 @dataclass(frozen=True)
 class CandidateEnded:
     "A candidate is done."
 
     outcome: Outcome
-    snapshot: Snapshot | None = field(default=None, repr=False, compare=False)  # The best epoch
+    snapshot: Snapshot | None = field(default=None, repr=False, compare=False)  # The network
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,20 @@ class StepEnded:
     "A depth was decided."
 
     step: Step
+
+
+@dataclass(frozen=True)
+class FinishStarted:
+    "The grown network is trained in full."
+
+    num_trainings: int  # How often
+
+
+@dataclass(frozen=True)
+class FinishEnded:
+    "The grown network was trained in full."
+
+    finish: Finish
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,8 @@ Event: TypeAlias = (
     | EpochEnded
     | CandidateEnded
     | StepEnded
+    | FinishStarted
+    | FinishEnded
     | SearchEnded
 )
 Observer: TypeAlias = Callable[[Event], None]

@@ -110,7 +110,7 @@ def set_epoch(
     if isinstance(loader.dataset, Space_Galaxi):
         loader.dataset.epoch = epoch
 
-# %% ../nbs/04_loaders.ipynb #d086b5bc
+# %% ../nbs/04_loaders.ipynb #1173027f
 def create_train_val_dataloaders(
     csv_path: str | Path,  # CSV with id, ra, dec (degrees), class and the features
     img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
@@ -118,7 +118,7 @@ def create_train_val_dataloaders(
     val_transform: Transform | None = None,  # Transform of the validation images
     fraction: float = 1.0,  # Share of the objects to use, in (0, 1]
     train_ratio: float = 0.9,  # Share of these objects to train on, in (0, 1)
-    batch_size: int = 64,  # Training rows of one step
+    batch_size: int = 32,  # Training rows of one step
     seed: int = 42,  # Settles the split, the order and what transforms draw
     num_workers: int = 0,  # Processes that prepare batches when you iterate the loaders yourself
     *,

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'summarise', 'plot_accuracy_vs_depth', 'write_report', 'describe']
 
-# %% ../nbs/30_report.ipynb #60f00cee
+# %% ../nbs/30_report.ipynb #7ec1da9b
 import io
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .core import write_atomic, write_json
-from .history import Outcome, SearchHistory, accuracy_interval
+from .history import Finish, Outcome, SearchHistory, Step, accuracy_interval
 
-# %% ../nbs/30_report.ipynb #e8cfd764
+# %% ../nbs/30_report.ipynb #b6a99322
 def summarise(
     history: SearchHistory,  # The story of a search
     model_sha256: str,  # Of model.safetensors
     seconds: float,  # How long the search took
 ) -> dict[str, Any]:  # JSON values
     "The content of progressive_summary.json."
-    accepted = history.accepted
-    final = accepted[-1] if accepted else None
+    final = history.final
     interval = accuracy_interval(final.val_acc, history.num_val) if final else None
     return {
         "final_val_accuracy": final.val_acc if final else None,
         "final_val_accuracy_interval_95": list(interval) if interval else None,
-        "num_layers": len(accepted),
+        "final_val_log_loss": final.val_loss if final else None,
+        "num_layers": len(history.accepted),
         "total_trainable_params": final.num_params if final else None,
         "architecture": [_layer(dict(layer)) for layer in history.layers()],
+        "steps": [_step(step) for step in history.steps],
+        "finish": _finish(history.finish) if history.finish else None,
         "classes": list(history.empty.classes),
         "features": list(history.empty.feature_names),
         "seed": history.config.seed,
@@ -50,7 +53,45 @@ def _layer(layer: dict[str, Any]) -> dict[str, Any]:
     wanted = ("layer", "kind", "k", "in_channels", "out_channels")
     return {**{name: layer[name] for name in wanted}, "val_accuracy": layer["val_acc"]}
 
-# %% ../nbs/30_report.ipynb #ab485fd0
+
+def _training(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "val_accuracy": outcome.val_acc,
+        "val_log_loss": outcome.val_loss,
+        "params": outcome.num_params,
+        "epochs": outcome.candidate.plan.epochs,
+        "inherited_epochs": outcome.candidate.inherited_epochs,
+        "failed": outcome.failed,
+    }
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {
+        "depth": step.depth,
+        "decision": step.decision.kind,
+        "reason": step.decision.reason,
+        "candidates": [
+            {"k": outcome.candidate.blocks[-1].k, **_training(outcome)} for outcome in step.outcomes
+        ],
+        "control": _training(step.control),
+    }
+
+
+def _finish(finish: Finish) -> dict[str, Any]:
+    scratch = [o.val_acc for o in finish.outcomes if o.candidate.role == "scratch" and not o.failed]
+    return {
+        "kept": finish.kept.candidate.role if finish.kept else None,
+        "reason": finish.reason,
+        "temperature": finish.kept.temperature if finish.kept else None,
+        "trainings": [
+            {"role": o.candidate.role, "seed": o.candidate.plan.seed, **_training(o)}
+            for o in finish.outcomes
+        ],
+        "scratch_mean_val_accuracy": statistics.fmean(scratch) if scratch else None,
+        "scratch_spread_val_accuracy": statistics.stdev(scratch) if len(scratch) > 1 else None,
+    }
+
+# %% ../nbs/30_report.ipynb #a8495f9b
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
@@ -75,6 +116,7 @@ def _plot_accuracy(axes: Any, history: SearchHistory) -> None:
     others = [outcome for outcome in tried if outcome not in accepted]
     axes.plot(*_depth_and_accuracy(others), "o", color=BLUE, fillstyle="none", label="not taken")
     axes.plot(*_depth_and_accuracy(controls), "x", color=ORANGE, label="control")
+    _plot_finish(axes, history)
     depths, values = _depth_and_accuracy(accepted)
     ends = [accuracy_interval(value, history.num_val) for value in values]
     below = [value - low for value, (low, _) in zip(values, ends, strict=True)]
@@ -84,7 +126,25 @@ def _plot_accuracy(axes: Any, history: SearchHistory) -> None:
     )
     axes.set_ylabel(f"validation accuracy\n({history.num_val} rows, 95% interval)")
     axes.set_title(f"{_blocks(len(accepted))}; {history.stopped}", fontsize=9)
-    axes.legend(fontsize=8, frameon=False)
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    axes.legend(handles.values(), handles.keys(), fontsize=8, frameon=False)
+
+
+def _plot_finish(axes: Any, history: SearchHistory) -> None:
+    outcomes = history.finish.outcomes if history.finish else ()
+    for outcome in outcomes:
+        if outcome.failed is None:
+            name = {"continued": "finished, continued", "scratch": "finished, from scratch"}
+            marker = {"continued": "*", "scratch": "P"}[outcome.candidate.role]
+            axes.plot(
+                outcome.candidate.depth + 0.12,
+                outcome.val_acc,
+                marker,
+                color=GREEN,
+                markersize=10,
+                label=name[outcome.candidate.role],
+                fillstyle="full" if outcome is history.final else "none",
+            )
 
 
 def _blocks(count: int) -> str:
@@ -105,7 +165,7 @@ def _plot_size(axes: Any, history: SearchHistory) -> None:
     beside.set_ylabel("parameters", color=GREEN)
     beside.set_ylim(bottom=0)
 
-# %% ../nbs/30_report.ipynb #3f4bc8bd
+# %% ../nbs/30_report.ipynb #21031fa5
 def write_report(
     history: SearchHistory,  # The story of a search
     model_sha256: str,  # Of model.safetensors
@@ -129,9 +189,12 @@ def describe(
         return f"no block was accepted ({summary['stopped']})"
     low, high = summary["final_val_accuracy_interval_95"]
     widths = ", ".join(str(layer["k"]) for layer in summary["architecture"])
+    finish = summary["finish"]
+    how = {"continued": ", trained in full", "scratch": ", trained in full from scratch"}
+    trained = how.get(finish["kept"], "") if finish else ""
     return (
         f"{_blocks(summary['num_layers'])} ({widths} channels), "
-        f"{summary['total_trainable_params']:,} parameters\n"
+        f"{summary['total_trainable_params']:,} parameters{trained}\n"
         f"validation accuracy {summary['final_val_accuracy']:.3f} "
         f"({low:.3f} to {high:.3f} at 95%, {summary['num_val']} rows)\n"
         f"ended: {summary['stopped']}"

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'event_line', 'read_events', 'read_history', 'describe_environment', 'check_new_folder', 'RunFolder',
            'rewrite_report']
 
-# %% ../nbs/31b_runs.ipynb #999db8e4
+# %% ../nbs/31b_runs.ipynb #e99e4bf7
 import json
 import os
 import platform
@@ -30,12 +30,13 @@ from space_warps.core import (
 from space_warps.events import (
     CandidateEnded,
     Event,
+    FinishEnded,
     SearchEnded,
     SearchStarted,
     StepEnded,
     event_to_json,
 )
-from .history import SearchConfig, SearchHistory, Step
+from .history import Finish, SearchConfig, SearchHistory, Step
 from .model import Architecture
 from .report import write_report
 from .snapshot import save_snapshot, weights_to_bytes
@@ -65,7 +66,7 @@ def read_events(
         found.append(json.loads(text))
     return found
 
-# %% ../nbs/31b_runs.ipynb #a3964888
+# %% ../nbs/31b_runs.ipynb #43da4939
 def read_history(
     folder: str | Path,  # Folder of a run
 ) -> SearchHistory:
@@ -83,6 +84,8 @@ def read_history(
         tuple(steps),
     )
     for event in events:
+        if event["event"] == "FinishEnded":
+            history = replace(history, finish=from_json(event["finish"], Finish))
         if event["event"] == "SearchEnded":
             history = replace(history, stopped=event["stopped"])
             if history.sha256 != event["history_sha256"]:
@@ -131,7 +134,7 @@ def check_new_folder(
         raise InputError(f"run folder {path} cannot be made: {near} cannot be written to")
     return path
 
-# %% ../nbs/31b_runs.ipynb #3d1e4b20
+# %% ../nbs/31b_runs.ipynb #44fc2c85
 class RunFolder:
     "Writes a search to a folder as it happens."
 
@@ -167,7 +170,11 @@ class RunFolder:
         self._append(content)
         if isinstance(event, StepEnded):
             for outcome in (*event.step.outcomes, event.step.control):
-                if outcome is not event.step.accepted:
+                if outcome is not event.step.taken:
+                    self._blob(outcome.candidate.name).unlink(missing_ok=True)
+        elif isinstance(event, FinishEnded):
+            for outcome in event.finish.outcomes:
+                if outcome is not event.finish.kept:
                     self._blob(outcome.candidate.name).unlink(missing_ok=True)
 
     def _begin(self) -> None:
@@ -189,10 +196,14 @@ class RunFolder:
 
     def _remove_all_but(self, history: SearchHistory) -> None:
         "A search that was stopped within a depth leaves candidates that nobody decided on."
-        kept = {self._blob(outcome.candidate.name) for outcome in history.accepted}
-        for path in self.folder.glob("step_*/*.safetensors"):
+        handed = [history.final] if history.final is not None else []
+        kept = {self._blob(o.candidate.name) for o in (*history.accepted, *handed)}
+        for path in (*self.folder.glob("step_*/*"), *self.folder.glob("finish/*")):
             if path not in kept:
                 path.unlink()
+        for empty in (*self.folder.glob("step_*"), *self.folder.glob("finish")):
+            if not any(empty.iterdir()):
+                empty.rmdir()
 
 # %% ../nbs/31b_runs.ipynb #43b1cad6
 def rewrite_report(

@@ -6,7 +6,7 @@
 __all__ = ['Train', 'Grown', 'propose', 'train_chained', 'best_grown', 'decide', 'try_depth', 'search', 'reason_to_stop',
            'progressive_architecture_search']
 
-# %% ../nbs/23_search.ipynb #a152811a
+# %% ../nbs/23_search.ipynb #492f8000
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +19,7 @@ from .blocks import BlockSpec, block_output_shape
 from .core import InputError, choose_device, derive_seed
 from .dataset import Batch
 from .events import Observer, SearchEnded, SearchStarted, StepEnded, StepStarted, tell
+from .finish import finish
 from space_warps.history import (
     Candidate,
     Decision,
@@ -27,14 +28,15 @@ from space_warps.history import (
     SearchConfig,
     SearchHistory,
     Step,
+    badness,
     best_outcome,
 )
 from .model import ProgressiveModel
 from .runner import LocalRunner, Runner
 from .snapshot import Snapshot
-from .train import Stopped, TrainPlan
+from .train import Stopped
 
-# %% ../nbs/23_search.ipynb #78393a4c
+# %% ../nbs/23_search.ipynb #772e8768
 @dataclass(frozen=True)
 class Grown:
     "The network so far, and what is known about it."
@@ -63,22 +65,20 @@ def propose(
             depth=depth,
             index=max(place - 1, 0),
             blocks=blocks if spec is None else (*blocks, spec),
-            plan=TrainPlan(
+            plan=config.plan(
                 config.epochs_per_eval,
-                config.lr,
-                config.weight_decay,
-                first_epoch=(depth - 1) * config.epochs_per_eval,
-                seed=derive_seed(config.seed, depth, place),
+                (depth - 1) * config.epochs_per_eval,
+                derive_seed(config.seed, depth, place),
             ),
             copy_weights=config.copy_weights or spec is None,
             jitter=config.jitter,
             inherited_epochs=parent.total_epochs if config.copy_weights or spec is None else 0,
-            is_control=spec is None,
+            role="control" if spec is None else "candidate",
         )
         for place, spec in enumerate(specs)
     )
 
-# %% ../nbs/23_search.ipynb #b19e6afd
+# %% ../nbs/23_search.ipynb #8571ab2f
 Train = Callable[[Sequence[Candidate], Grown], list[Grown]]
 
 
@@ -86,11 +86,12 @@ def train_chained(
     candidates: Sequence[Candidate],  # By index
     parent: Grown,  # The network to grow
     train_wave: Train,  # Trains a wave
+    compare: str = "loss",  # By loss or by accuracy
 ) -> list[Grown]:  # By index
     "Waves of one, each started from the best so far at this depth."
     done: list[Grown] = []
     for candidate in candidates:
-        start = best_grown(done) or parent
+        start = best_grown(done, compare) or parent
         if candidate.copy_weights:
             candidate = replace(candidate, inherited_epochs=start.total_epochs)
         done += train_wave([candidate], start)
@@ -99,52 +100,73 @@ def train_chained(
 
 def best_grown(
     done: Sequence[Grown],  # Trained networks
+    compare: str = "loss",  # By loss or by accuracy
 ) -> Grown | None:  # None where all have failed
     "The network whose outcome is the best."
-    best = best_outcome([grown.outcome for grown in done if grown.outcome is not None])
+    best = best_outcome([grown.outcome for grown in done if grown.outcome is not None], compare)
     return next((grown for grown in done if best is not None and grown.outcome is best), None)
 
-# %% ../nbs/23_search.ipynb #1d074b05
+# %% ../nbs/23_search.ipynb #b4c3292a
 def decide(
+    config: SearchConfig,  # What is compared, and the patience
     outcomes: Sequence[Outcome],  # Of the candidates of a depth
-    parent: Outcome | None,  # How the network so far was trained; None for the empty one
+    accepted: Outcome | None,  # The network so far; None for the empty one
+    control: Outcome | None = None,  # Its control; None where there is none to beat
+    num_held: int = 0,  # Depths held so far
 ) -> Decision:
-    "Accept the best candidate if accuracy grew; raises `InputError` if all first blocks failed."
-    best = best_outcome(outcomes)
-    if best is None and parent is None:
-        raise InputError(f"all candidates failed; the first one: {outcomes[0].failed}")
+    "Accept, hold or reject the best candidate; raises `InputError` if all first blocks failed."
+    best = best_outcome(outcomes, config.compare)
     if best is None:
-        return Decision(
-            "reject", None, f"all candidates failed; the first one: {outcomes[0].failed}"
-        )
-    if parent is None:
-        return Decision("accept", best.candidate.index, f"{best.val_acc:.4f}, the first block")
-    if best.val_acc > parent.val_acc:
-        reason = f"{best.val_acc:.4f}, above {parent.val_acc:.4f}"
-        return Decision("accept", best.candidate.index, reason)
-    return Decision("reject", None, f"{best.val_acc:.4f}, not above {parent.val_acc:.4f}")
+        reason = f"all candidates failed; the first one: {outcomes[0].failed}"
+        if accepted is None:
+            raise InputError(reason)
+        return Decision("reject", None, reason)
+    index = best.candidate.index
+    if accepted is None:
+        return Decision("accept", index, f"{_quality(best, config)}, the first block")
+    rivals = [accepted]
+    if config.compare == "loss" and control is not None and control.failed is None:
+        rivals.append(control)
+    bar = min(rivals, key=lambda rival: badness(rival, config.compare))
+    pays = badness(best, config.compare) < badness(bar, config.compare)
+    side = "better" if pays else "not better"
+    whose = "the control's" if bar is control else "before:"
+    reason = f"{_quality(best, config)}, {side} than {whose} {_quality(bar, config)}"
+    if pays:
+        return Decision("accept", index, reason)
+    if num_held < config.patience:
+        return Decision("hold", index, reason)
+    return Decision("reject", None, reason)
 
-# %% ../nbs/23_search.ipynb #79b03ed2
+
+def _quality(outcome: Outcome, config: SearchConfig) -> str:
+    if config.compare == "loss":
+        return f"log-loss {outcome.val_loss:.4f}"
+    return f"accuracy {outcome.val_acc:.4f}"
+
+# %% ../nbs/23_search.ipynb #d1b5b1b4
 def try_depth(
     config: SearchConfig,  # What the search does
     depth: int,  # From 1
-    parent: Grown,  # The network to grow
+    tip: Grown,  # The network to grow
+    accepted: Grown,  # The last accepted network, to compare with
     train_wave: Train,  # Trains a wave
-) -> tuple[Step, Grown | None]:  # What happened; the grown network, None where it was rejected
+) -> tuple[Step, Grown | None]:  # What happened; what is taken, None where it was rejected
     "Train the control and every candidate of a depth, and decide."
-    control, *candidates = propose(config, depth, parent)
-    (controlled,) = train_wave([control], parent)
+    control, *candidates = propose(config, depth, tip)
+    (controlled,) = train_wave([control], tip)
     if config.warm_start == "chained":
-        done = train_chained(candidates, parent, train_wave)
+        done = train_chained(candidates, tip, train_wave, config.compare)
     else:
-        done = train_wave(candidates, parent)
+        done = train_wave(candidates, tip)
     outcomes = tuple(grown.outcome for grown in done if grown.outcome is not None)
-    decision = decide(outcomes, parent.outcome)
+    num_held = len(tip.snapshot.architecture.blocks) - len(accepted.snapshot.architecture.blocks)
     assert controlled.outcome is not None
+    decision = decide(config, outcomes, accepted.outcome, controlled.outcome, num_held)
     step = Step(depth, outcomes, controlled.outcome, decision)
-    return step, best_grown(done) if step.accepted else None
+    return step, best_grown(done, config.compare) if step.taken else None
 
-# %% ../nbs/23_search.ipynb #c0045f53
+# %% ../nbs/23_search.ipynb #3063a85b
 def search(
     config: SearchConfig,  # What to do
     runner: Runner,  # Who trains
@@ -154,7 +176,7 @@ def search(
 ) -> tuple[ProgressiveModel, SearchHistory]:  # The grown network, on the CPU, and its story
     "Grow a network block by block; raises `InputError` where not even one block fits."
     for spec in config.specs_at(1):
-        block_output_shape(spec, runner.empty.architecture.image_shape)
+        block_output_shape(spec, runner.empty.architecture.encoded_shape)
     emit = tell(tuple(observers))
     began = time.monotonic()
 
@@ -166,30 +188,41 @@ def search(
     empty = runner.empty.architecture
     history = SearchHistory(config, empty, runner.num_train, runner.num_val)
     emit(SearchStarted(config, empty, runner.num_train, runner.num_val))
-    grown = Grown(runner.empty)
+    accepted = tip = Grown(runner.empty)
     while not history.stopped:
         depth = len(history.steps) + 1
-        if reason := reason_to_stop(config, depth, grown, time.monotonic() - began, should_stop):
+        if reason := reason_to_stop(config, depth, tip, time.monotonic() - began, should_stop):
             history = replace(history, stopped=reason)
             break
         emit(StepStarted(depth, config.specs_at(depth)))
         try:
-            step, taken = try_depth(config, depth, grown, train_wave)
+            step, taken = try_depth(config, depth, tip, accepted, train_wave)
         except Stopped:
             history = replace(history, stopped=f"asked to stop at depth {depth}")
             break
         emit(StepEnded(step))
-        stopped = "" if taken else f"depth {depth} did not raise the accuracy"
-        history = replace(history, steps=(*history.steps, step), stopped=stopped)
-        grown = taken or grown
-    emit(SearchEnded(history, grown.snapshot))
-    return grown.snapshot.model().eval(), history
+        history = replace(history, steps=(*history.steps, step))
+        if taken is None:
+            history = replace(history, stopped=f"depth {depth} brought no gain")
+        tip = taken or tip
+        accepted = tip if step.decision.kind == "accept" else accepted
+    snapshot = accepted.snapshot
+    if config.finish and accepted.outcome is not None and not should_stop():
+        try:
+            finished, snapshot = finish(
+                config, snapshot, accepted.outcome, runner, emit, should_stop
+            )
+            history = replace(history, finish=finished)
+        except Stopped:
+            history = replace(history, stopped=f"{history.stopped}; asked to stop while finishing")
+    emit(SearchEnded(history, snapshot))
+    return snapshot.model().eval(), history
 
-# %% ../nbs/23_search.ipynb #f07769d4
+# %% ../nbs/23_search.ipynb #de060a4f
 def reason_to_stop(
     config: SearchConfig,  # What the search does
     depth: int,  # The depth that would come next
-    grown: Grown,  # The network so far
+    tip: Grown,  # The network that it would grow from
     seconds: float,  # Since the search began
     should_stop: Callable[[], bool],  # Whether somebody asks to stop
 ) -> str:  # Empty where there is none
@@ -202,27 +235,28 @@ def reason_to_stop(
         return f"time budget of {config.time_budget_s:g} s used up before depth {depth}"
     try:
         for spec in config.specs_at(depth):
-            block_output_shape(spec, grown.snapshot.architecture.map_shape)
+            block_output_shape(spec, tip.snapshot.architecture.map_shape)
     except InputError as error:
         return str(error)
     return ""
 
-# %% ../nbs/23_search.ipynb #50eae8eb
+# %% ../nbs/23_search.ipynb #c7c82d26
 def progressive_architecture_search(
     train_loader: DataLoader[Batch],  # Rows to learn from, of `create_train_val_dataloaders`
     val_loader: DataLoader[Batch],  # Rows to measure on
     max_layers: int = 10,  # Largest number of blocks
     k_candidates: Sequence[Any] | None = None,  # Output channels to try, or a list per depth
-    epochs_per_eval: int = 5,  # Epochs that each candidate is trained
-    lr: float = 1e-3,  # Learning rate of AdamW
+    epochs_per_eval: int = 6,  # Epochs that each candidate is trained
+    lr: float = 3e-3,  # Highest learning rate of AdamW
     device: str | torch.device | None = None,  # Where to compute; None takes the best there is
     seed: int = 42,  # Seed of everything random
     copy_weights: bool = True,  # Start from trained weights as far as they fit
     *,
+    finish_epochs: int = 40,  # Epochs of the training in full at the end; 0 leaves it out
     observers: Sequence[Observer] = (),  # Who is told what happens, e.g. a progress bar
     should_stop: Callable[[], bool] = lambda: False,  # Asked before each batch
 ) -> tuple[ProgressiveModel, list[LayerDict]]:  # The grown network and a dict per block
-    "Grow a network block by block, each time keeping the candidate with the best accuracy."
+    "Grow a network block by block, each time keeping the best candidate, and train it in full."
     config = SearchConfig(
         max_layers=max_layers,
         k_candidates=SearchConfig.k_candidates if k_candidates is None else k_candidates,
@@ -230,6 +264,8 @@ def progressive_architecture_search(
         lr=lr,
         seed=seed,
         copy_weights=copy_weights,
+        finish=finish_epochs > 0,
+        finish_epochs=max(finish_epochs, 1),
     )
     runner = LocalRunner(train_loader, val_loader, device=device, seed=seed)
     model, history = search(config, runner, observers=observers, should_stop=should_stop)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tile', 'add_jitter', 'warm_start']
 
-# %% ../nbs/12_warmstart.ipynb #3cf42471
+# %% ../nbs/12_warmstart.ipynb #44a2b75c
 import torch
 from torch import Tensor
 

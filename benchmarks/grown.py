@@ -1,0 +1,112 @@
+"""How good is the network that a search with its defaults grows, on objects it has never seen?
+
+Five folds of whole objects: each is the test set of one search with a seed of its own, whose other
+rows it splits into training and validation. Prints a line per search, then means and spread.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.model_selection import StratifiedGroupKFold
+from torch.utils.data import DataLoader
+
+from space_warps.augment import Augment
+from space_warps.dataset import Space_Galaxi
+from space_warps.history import PLAIN, SearchConfig
+from space_warps.loaders import create_train_val_dataloaders
+from space_warps.metrics import FIGURES, Answers, measure
+from space_warps.runner import LocalRunner
+from space_warps.search import search
+from space_warps.train import evaluate
+
+NUM_FOLDS = 5
+
+
+def split_catalogue(folder: Path, features: list[str], fold: int, into: Path) -> tuple[Path, Path]:
+    """Write the rows of one fold and the others as catalogues of their own."""
+    data = Space_Galaxi(folder / "annotations.csv", folder / "images", features=features)
+    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
+    labels, groups = data.catalogue.labels, data.catalogue.groups
+    others, tested = list(folds.split(labels, labels, groups))[fold]
+    table = pd.read_csv(folder / "annotations.csv", dtype=str, keep_default_na=False)
+    paths = into / f"others_{fold}.csv", into / f"tested_{fold}.csv"
+    for rows, path in zip((others, tested), paths, strict=True):
+        table.iloc[rows].to_csv(path, index=False)
+    return paths
+
+
+def grow(folder: Path, features: list[str], fold: int, changes: dict[str, Any]) -> dict[str, Any]:
+    """Search on all folds but one and measure the network on that one."""
+    with tempfile.TemporaryDirectory() as place:
+        others, tested = split_catalogue(folder, features, fold, Path(place))
+        began = time.monotonic()
+        loaders = create_train_val_dataloaders(
+            others, folder / "images", Augment(), features=features, seed=fold
+        )
+        config = SearchConfig(**{"seed": fold, **changes})
+        model, history = search(config, LocalRunner(*loaders, seed=fold))
+        seconds = time.monotonic() - began
+        test = Space_Galaxi(
+            tested, folder / "images", features=features, classes=history.empty.classes
+        )
+        said = evaluate(model, DataLoader(test, 256))
+    answers = Answers(
+        said.scores.numpy(), said.labels.numpy(), test.catalogue.groups, history.empty.classes
+    )
+    found = measure(answers)
+    final = history.final
+    return {
+        "fold": fold,
+        **{name: round(found[name], 4) for name in FIGURES},
+        "num_rows": found["num_rows"],
+        "widths": [spec.k for spec in model.architecture.blocks],
+        "params": model.num_params,
+        "kept": final.candidate.role if final else None,
+        "val_acc": round(final.val_acc, 4) if final else None,
+        "seconds": round(seconds, 1),
+        "decisions": [f"{s.decision.kind}: {s.decision.reason}" for s in history.steps],
+        "finish": history.finish.reason if history.finish else None,
+        "stopped": history.stopped,
+        "scores": np.round(answers.scores, 4).tolist(),
+        "labels": answers.labels.tolist(),
+    }
+
+
+def main() -> None:
+    """Read the arguments, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("catalogue", type=Path, help="folder with annotations.csv and images/")
+    parser.add_argument("--features", nargs="*", default=[], help="columns, none by default")
+    parser.add_argument("--folds", nargs="*", type=int, default=list(range(NUM_FOLDS)))
+    parser.add_argument("--plain", action="store_true", help="the plain rule of greedy growth")
+    parser.add_argument("--set", nargs="*", default=[], help="fields of SearchConfig, name=JSON")
+    parser.add_argument("--json", type=Path, help="file to keep the figures in")
+    asked = parser.parse_args()
+    changes = dict(PLAIN) if asked.plain else {}
+    changes |= {word.split("=")[0]: json.loads(word.split("=", 1)[1]) for word in asked.set}
+    rows = []
+    for fold in asked.folds:
+        row = grow(asked.catalogue, asked.features, fold, changes)
+        rows.append(row)
+        shown = {name: value for name, value in row.items() if name not in ("scores", "labels")}
+        print(json.dumps(shown), flush=True)
+        if asked.json:
+            about = {"machine": platform.platform(), "torch": torch.__version__}
+            kept = {**about, "features": asked.features, "changes": changes, "rows": rows}
+            asked.json.write_text(json.dumps(kept, indent=1) + "\n")
+    for name in (*FIGURES, "params", "seconds"):
+        values = [row[name] for row in rows]
+        spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
+        print(f"{name:18} {np.mean(values):10.4f}  spread {spread:.4f}")
+
+
+if __name__ == "__main__":
+    main()
