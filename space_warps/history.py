@@ -20,7 +20,7 @@ from .core import InputError, canonical_json, to_json
 from .model import Architecture
 from .train import SCHEDULES, EpochRecord, TrainPlan
 
-# %% ../nbs/20_history.ipynb #9c69853b
+# %% ../nbs/20_history.ipynb #6c2e9191
 CHOICES = {
     "schedule": SCHEDULES,
     "warm_start": ("chained", "parallel"),
@@ -33,8 +33,8 @@ class SearchConfig:
     "What a search does."
 
     max_layers: int = 10  # Largest number of blocks
-    k_candidates: Any = (16, 32, 64)  # Output channels to try at each depth, or a list per depth
-    epochs_per_eval: int = 6  # Epochs that each candidate is trained
+    k_candidates: Any = ((8, 16, 32), (16, 32, 64))  # Channels to try, one list or one per depth
+    epochs_per_eval: int = 4  # Epochs that each candidate is trained
     lr: float = 3e-3  # Highest learning rate of AdamW
     weight_decay: float = 0.05  # Decoupled weight decay of AdamW
     label_smoothing: float = 0.05  # Share of the truth that is spread over all classes
@@ -51,7 +51,7 @@ class SearchConfig:
     patience: int = 1  # Depths that may bring no gain before the search ends
     time_budget_s: float | None = None  # Start no further depth after so many seconds
     finish: bool = True  # Train the grown network in full at the end
-    finish_epochs: int = 40  # Epochs of that training
+    finish_epochs: int = 50  # Epochs of that training
     finish_seeds: int = 1  # Trainings from scratch beside it, each from other first weights
 
     def __post_init__(self) -> None:
@@ -110,8 +110,9 @@ class SearchConfig:
             for k in widths_at(self.k_candidates, depth)
         )
 
-# %% ../nbs/20_history.ipynb #669dec16
+# %% ../nbs/20_history.ipynb #d8092272
 PLAIN: dict[str, Any] = {
+    "k_candidates": (16, 32, 64),
     "epochs_per_eval": 5,
     "lr": 1e-3,
     "weight_decay": 0.01,

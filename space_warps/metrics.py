@@ -4,17 +4,22 @@
 
 # %% auto #0
 __all__ = ['Array', 'FIGURES', 'Answers', 'count_confusion', 'rate_classes', 'calibration_bins', 'calibration_error',
-           'reliability', 'figures_of', 'draw_objects', 'intervals_of', 'class_weights', 'measure', 'signal_to_noise',
-           'accuracy_by']
+           'reliability', 'figures_of', 'draw_objects', 'intervals_of', 'class_weights', 'measure', 'curves',
+           'signal_to_noise', 'accuracy_by']
 
-# %% ../nbs/32a_metrics.ipynb #d914844b
+# %% ../nbs/32a_metrics.ipynb #57966e59
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
 from .core import InputError
 
@@ -227,6 +232,25 @@ def _confusion(answers: Answers, weights: Array) -> dict[str, Any]:
         "by_truth": _ratio(counts, np.broadcast_to(counts.sum(1)[:, None], counts.shape)).tolist(),
         "by_answer": _ratio(counts, np.broadcast_to(counts.sum(0)[None], counts.shape)).tolist(),
     }
+
+# %% ../nbs/32a_metrics.ipynb #8c21eda5
+def curves(
+    answers: Answers,  # What was said, and what was true
+    num_points: int = 101,  # Places on the horizontal axis, from 0 to 1
+) -> dict[str, dict[str, list[float]]]:  # Class -> `roc` and `precision_recall`
+    "Each class against the others: true against false positives, and purity against completeness."
+    places = np.linspace(0, 1, num_points)
+    found = {}
+    for place, name in enumerate(answers.classes):
+        truth, said = answers.labels == place, answers.probabilities[:, place]
+        if 0 < truth.sum() < len(truth):
+            false, true, _ = roc_curve(truth, said)
+            precision, recall, _ = precision_recall_curve(truth, said)
+            found[name] = {
+                "roc": np.interp(places, false, true).tolist(),
+                "precision_recall": np.interp(places, recall[::-1], precision[::-1]).tolist(),
+            }
+    return found
 
 # %% ../nbs/32a_metrics.ipynb #8490126a
 def signal_to_noise(

@@ -240,19 +240,19 @@ def reason_to_stop(
         return str(error)
     return ""
 
-# %% ../nbs/23_search.ipynb #c7c82d26
+# %% ../nbs/23_search.ipynb #7f898e59
 def progressive_architecture_search(
     train_loader: DataLoader[Batch],  # Rows to learn from, of `create_train_val_dataloaders`
     val_loader: DataLoader[Batch],  # Rows to measure on
     max_layers: int = 10,  # Largest number of blocks
     k_candidates: Sequence[Any] | None = None,  # Output channels to try, or a list per depth
-    epochs_per_eval: int = 6,  # Epochs that each candidate is trained
+    epochs_per_eval: int = 4,  # Epochs that each candidate is trained
     lr: float = 3e-3,  # Highest learning rate of AdamW
     device: str | torch.device | None = None,  # Where to compute; None takes the best there is
     seed: int = 42,  # Seed of everything random
     copy_weights: bool = True,  # Start from trained weights as far as they fit
     *,
-    finish_epochs: int = 40,  # Epochs of the training in full at the end; 0 leaves it out
+    finish_epochs: int = 50,  # Epochs of the training in full at the end; 0 leaves it out
     observers: Sequence[Observer] = (),  # Who is told what happens, e.g. a progress bar
     should_stop: Callable[[], bool] = lambda: False,  # Asked before each batch
 ) -> tuple[ProgressiveModel, list[LayerDict]]:  # The grown network and a dict per block

@@ -18,6 +18,7 @@ QUICK = [
     "search.max_layers=1",
     "search.k_candidates=[4]",
     "search.epochs_per_eval=1",
+    "search.finish_epochs=1",
     "search.device=cpu",
 ]
 
@@ -203,9 +204,33 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
     assert "k_candidates is a list" in refused(tiny, f"search.k_candidates={k}")
 
 
-def test_images_too_small_for_a_block(make_tiny: Callable[..., Tiny], refused: Refusal) -> None:
-    small = make_tiny(size=1)
-    assert "1x1 pixels is too small for another block" in refused(small)
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("search.schedule=cosine", "schedule is 'one_cycle' or 'constant'; got 'cosine'"),
+        ("search.compare=luck", "compare is 'loss' or 'accuracy'; got 'luck'"),
+        ("search.patience=-1", "jitter, seed and patience are at least 0"),
+        ("search.first_pool=0", "pool is at least 1 pixel; got 0"),
+        ("search.label_smoothing=1", "label_smoothing is a share in [0, 1); got 1.0"),
+        ("search.finish_epochs=0", "epochs is at least 1; got 0"),
+        ("search.finish_seeds=0", "max_layers and finish_seeds are at least 1; got 1 and 0"),
+        ("augment.shift=-1", "shift must be a whole number of pixels from 0 to 100; got -1"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed(
+    tiny: Tiny, refused: Refusal, word: str, said: str
+) -> None:
+    assert said in refused(tiny, word)
+
+
+@pytest.mark.parametrize(("size", "words"), [(1, []), (2, []), (1, ["search.plain=true"])])
+def test_images_too_small_for_a_block(
+    make_tiny: Callable[..., Tiny], refused: Refusal, size: int, words: list[str]
+) -> None:
+    small = make_tiny(size=size)
+    pool = 2 if words else 3
+    said = f"{size}x{size} pixels is too small for another block that pools {pool}x{pool};"
+    assert said in refused(small, *words)
 
 
 def test_device_not_there(tiny: Tiny, refused: Refusal) -> None:

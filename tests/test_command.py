@@ -8,13 +8,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, Tiny
+from omegaconf import OmegaConf
+from PIL import Image
 
 from space_warps.cli import main
+from space_warps.config import read_config, to_config
 from space_warps.core import sha256_file
+from space_warps.events import CandidateEnded, Event
+from space_warps.history import PLAIN, SearchConfig
 from space_warps.loaders import create_train_val_dataloaders
-from space_warps.runs import read_history
+from space_warps.runner import LocalRunner
+from space_warps.runs import RunFolder, describe_environment, read_history
+from space_warps.search import search
 from space_warps.snapshot import load_snapshot
 from space_warps.train import evaluate
 
@@ -29,9 +37,12 @@ FILES = {
 }
 KEYS = [
     "final_val_accuracy",
+    "final_val_log_loss",
     "num_layers",
     "total_trainable_params",
     "architecture",
+    "steps",
+    "finish",
     "classes",
     "features",
     "seed",
@@ -45,6 +56,7 @@ QUICK = [
     "search.max_layers=2",
     "search.k_candidates=[4,8]",
     "search.epochs_per_eval=2",
+    "search.finish_epochs=2",
     "data.train_ratio=0.7",
     "search.device=cpu",
 ]
@@ -56,10 +68,28 @@ def run_search(tiny: Tiny, run: Path, *words: str) -> dict:
     return json.loads((run / "progressive_summary.json").read_text())
 
 
-def test_a_run_leaves_its_files_and_keys(tiny: Tiny, tmp_path: Path) -> None:
-    summary = run_search(tiny, tmp_path / "run")
+def weights_in(run: Path) -> list[str]:
+    """Which networks are kept in a run's folders."""
+    return sorted(str(path.relative_to(run).with_suffix("")) for path in run.glob("*/*"))
+
+
+@pytest.mark.parametrize("words", [[], ["search.finish=false"]])
+def test_a_run_leaves_its_files_and_keys(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    summary = run_search(tiny, tmp_path / "run", *words)
+    assert capsys.readouterr().err == "", "bars are for terminals"
     assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} == FILES
     assert set(KEYS) <= set(summary)
+    history = read_history(tmp_path / "run")
+    kept = {outcome.candidate.name for outcome in (*history.accepted, history.final)}
+    assert weights_in(tmp_path / "run") == sorted(kept)
+    assert any(name.startswith("finish/") for name in kept) == (not words)
+    assert (summary["finish"] is None) == bool(words)
+    assert [step["decision"] for step in summary["steps"]] == [
+        step.decision.kind for step in history.steps
+    ]
+    assert [len(step["candidates"]) for step in summary["steps"]] == [2] * len(history.steps)
     layer = summary["architecture"][0]
     assert set(layer) == {"layer", "kind", "k", "in_channels", "out_channels", "val_accuracy"}
     assert summary["model_sha256"] == sha256_file(tmp_path / "run/model.safetensors")
@@ -77,29 +107,101 @@ def test_the_same_command_gives_the_same_bits(tiny: Tiny, tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_the_network_is_trained_in_full_and_repeats(
+    tiny: Tiny, tmp_path: Path, num_seeds: int
+) -> None:
+    word = f"search.finish_seeds={num_seeds}"
+    one, two = (run_search(tiny, tmp_path / name, word) for name in ("one", "two"))
+    for key in ("model_sha256", "history_sha256", "finish"):
+        assert one[key] == two[key]
+    finish = one["finish"]
+    trainings = finish["trainings"]
+    assert finish["kept"] in ("continued", "scratch")
+    assert [each["role"] for each in trainings] == ["continued"] + ["scratch"] * num_seeds
+    assert len({each["seed"] for each in trainings}) == num_seeds + 1
+    assert {each["epochs"] for each in trainings} == {2}
+    assert all(
+        (each["inherited_epochs"] > 0) == (each["role"] == "continued") for each in trainings
+    )
+    kept = min(trainings, key=lambda each: each["val_log_loss"])
+    assert finish["kept"] == kept["role"]
+    assert one["final_val_log_loss"] == kept["val_log_loss"]
+    assert one["final_val_accuracy"] == kept["val_accuracy"]
+
+
+def test_the_plain_rule_is_run_and_recorded(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = [*tiny.words(), f"run.dir={run}", "search.plain=true", "search.max_layers=2"]
+    assert main(["search", *words, "search.k_candidates=[4]", "search.device=cpu"]) == 0
+    recorded = OmegaConf.to_container(OmegaConf.load(run / "config.yaml").search)
+    assert recorded["compare"] == "accuracy"
+    assert recorded.pop("plain") is True and recorded.pop("device") == "cpu"
+    history = read_history(run)
+    asked = SearchConfig(**{**PLAIN, "max_layers": 2, "k_candidates": (4,)})
+    assert history.config == asked == SearchConfig(**recorded)
+    assert history.finish is None
+    assert json.loads((run / "progressive_summary.json").read_text())["finish"] is None
+    assert not any(step.decision.kind == "hold" for step in history.steps)
+    grew = [outcome.val_acc for outcome in history.accepted]
+    assert grew == sorted(set(grew)), "the accuracy grows at each accepted depth"
+
+
+def test_a_key_beside_the_plain_rule_counts() -> None:
+    for words in (["search.plain=true", "search.lr=0.5"], ["search.lr=0.5", "search.plain=true"]):
+        keys = to_config(read_config(words)).search
+        assert (keys.lr, keys.compare) == (0.5, "accuracy")
+    assert to_config(read_config(["search.plain=false"])).search.compare == "loss"
+
+
+@pytest.mark.parametrize("words", [[], ["search.finish=false"], ["search.plain=true"]])
 @pytest.mark.parametrize("features", ["[]", "[z]", "[z,z_err]"])
 def test_the_loaded_model_has_the_reported_accuracy(
-    tiny: Tiny, tmp_path: Path, features: str
+    tiny: Tiny, tmp_path: Path, features: str, words: list[str]
 ) -> None:
-    summary = run_search(tiny, tmp_path / "run", f"data.features={features}")
+    summary = run_search(tiny, tmp_path / "run", f"data.features={features}", *words)
     snapshot = load_snapshot(tmp_path / "run")
     _, val_loader = create_train_val_dataloaders(
         *tiny, train_ratio=0.7, features=snapshot.architecture.feature_names
     )
     assert list(snapshot.architecture.feature_names) == summary["features"]
-    assert evaluate(snapshot.model(), val_loader).accuracy == summary["final_val_accuracy"]
+    assert snapshot.architecture.symmetric == (not words)
+    measured = evaluate(snapshot.model(), val_loader)
+    assert measured.accuracy == summary["final_val_accuracy"]
+    assert measured.loss == pytest.approx(summary["final_val_log_loss"], rel=1e-5)
     assert read_history(tmp_path / "run").sha256 == summary["history_sha256"]
 
 
 def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> None:
     """The tiny catalogue's z gives the class away, so a network that reads it knows."""
+    rng = np.random.default_rng(0)
+    for row in range(60):  # the images tell nothing
+        noise = rng.integers(0, 256, (12, 12), dtype=np.uint8)
+        Image.fromarray(noise).save(tiny.image(row))
     words = ("search.epochs_per_eval=40", "search.max_layers=1", "search.lr=0.01")
-    assert run_search(tiny, tmp_path / "run", *words)["final_val_accuracy"] > 0.9
+    words = (*words, "search.finish_epochs=40")
+    assert run_search(tiny, tmp_path / "with", *words)["final_val_accuracy"] > 0.9
+    without = run_search(tiny, tmp_path / "without", *words, "data.features=[]")
+    assert without["final_val_accuracy"] < 0.8
 
 
-def test_a_search_stopped_by_a_signal_keeps_what_it_has(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "event", "stopped", "kept"),
+    [
+        (["search.epochs_per_eval=100000"], b"EpochEnded", "asked to stop at depth 1", []),
+        (
+            ["search.max_layers=1", "search.k_candidates=[4]", "search.finish_epochs=100000"],
+            b"FinishStarted",
+            "max_layers=1 reached; asked to stop while finishing",
+            ["step_01/candidate_00"],
+        ),
+    ],
+)
+def test_a_search_stopped_by_a_signal_keeps_what_it_has(
+    tiny: Tiny, tmp_path: Path, words: list[str], event: bytes, stopped: str, kept: list[str]
+) -> None:
     run = tmp_path / "run"
-    words = [*tiny.words(), f"run.dir={run}", *QUICK, "search.epochs_per_eval=100000"]
+    words = [*tiny.words(), f"run.dir={run}", *QUICK, *words]
     searching = subprocess.Popen(
         [sys.executable, "-m", "space_warps.cli", "search", *words],
         cwd=tmp_path,
@@ -107,18 +209,37 @@ def test_a_search_stopped_by_a_signal_keeps_what_it_has(tiny: Tiny, tmp_path: Pa
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    while (
-        not (run / "events.jsonl").exists()
-        or b"EpochEnded" not in (run / "events.jsonl").read_bytes()
-    ):
+    while not (run / "events.jsonl").exists() or event not in (run / "events.jsonl").read_bytes():
         assert searching.poll() is None, searching.communicate()
         time.sleep(0.1)
     searching.send_signal(signal.SIGTERM)
     searching.communicate(timeout=60)
     assert searching.returncode == 128 + signal.SIGTERM
-    assert read_history(run).stopped == "asked to stop at depth 1"
+    history = read_history(run)
+    assert history.stopped == stopped and history.finish is None
     assert {path.name for path in run.iterdir() if path.is_file()} == FILES
-    assert not list(run.rglob("step_*/*")), "weights that nobody decided on"
+    assert weights_in(run) == kept, "weights that nobody decided on"
+    assert load_snapshot(run).model().num_layers == len(history.accepted) == len(kept)
+
+
+def test_a_stop_between_the_trainings_in_full_leaves_the_grown_network(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    run, told = tmp_path / "run", []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, CandidateEnded) and event.outcome.candidate.role == "continued":
+            assert "finish/continued_00" in weights_in(run)
+            told.append(event)
+
+    runner = LocalRunner(*create_train_val_dataloaders(*tiny, train_ratio=0.7), device="cpu")
+    config = SearchConfig(max_layers=1, k_candidates=(4,), epochs_per_eval=1, finish_epochs=1)
+    keep = RunFolder(run, describe_environment(tiny.csv_path, "cpu"))
+    _, history = search(config, runner, observers=[keep, listen], should_stop=lambda: bool(told))
+    assert told and history.finish is None and history.final is history.accepted[-1]
+    assert weights_in(run) == ["step_01/candidate_00"] and not (run / "finish").exists()
+    measured = evaluate(load_snapshot(run).model(), runner.val_loader)
+    assert measured.accuracy == keep.summary["final_val_accuracy"]
 
 
 def test_audit_and_report_and_help(
@@ -126,10 +247,12 @@ def test_audit_and_report_and_help(
 ) -> None:
     assert main(["audit", *tiny.words()]) == 0
     assert "GALAXY 20, QSO 20, STAR 20" in capsys.readouterr().out
-    run_search(tiny, tmp_path / "run")
+    summary = run_search(tiny, tmp_path / "run")
     (tmp_path / "run/accuracy_vs_depth.png").unlink()
+    (tmp_path / "run/progressive_summary.json").unlink()
     assert main(["report", f"run.dir={tmp_path / 'run'}"]) == 0
     assert (tmp_path / "run/accuracy_vs_depth.png").exists()
+    assert json.loads((tmp_path / "run/progressive_summary.json").read_text()) == summary
     capsys.readouterr()
     assert main([]) == 0
     said = capsys.readouterr().out

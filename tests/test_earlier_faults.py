@@ -1,18 +1,19 @@
 """What earlier software for this job got wrong, each as a test that fails on it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import Catalogue, Tiny
 
-from space_warps.augment import Augment
+from space_warps.augment import STRONG_AUGMENT, Augment
 from space_warps.blocks import BlockSpec
-from space_warps.events import CandidateEnded, Event
-from space_warps.history import SearchConfig, SearchHistory
+from space_warps.events import CandidateEnded, Event, SearchEnded
+from space_warps.history import PLAIN, Outcome, SearchConfig, SearchHistory
 from space_warps.loaders import create_train_val_dataloaders
 from space_warps.model import ProgressiveModel
 from space_warps.runner import LocalRunner, first_weights
@@ -20,7 +21,15 @@ from space_warps.search import Grown, progressive_architecture_search, propose, 
 from space_warps.snapshot import Snapshot, clone_weights
 from space_warps.train import TrainPlan, evaluate, train
 
-QUICK = SearchConfig(max_layers=3, k_candidates=(4, 8), epochs_per_eval=2, lr=0.02)
+ASKED: dict[str, Any] = {
+    "max_layers": 3,
+    "k_candidates": (4, 8),
+    "epochs_per_eval": 2,
+    "lr": 0.02,
+}
+QUICK = SearchConfig(**ASKED, finish_epochs=2)
+GREEDY = SearchConfig(**{**PLAIN, **ASKED})
+UNFINISHED = replace(QUICK, finish=False)
 
 
 @pytest.fixture
@@ -31,38 +40,94 @@ def runner(tiny: Tiny) -> LocalRunner:
     return LocalRunner(*loaders, device="cpu")
 
 
-def test_best_weights_are_no_alias_of_live_ones(runner: LocalRunner) -> None:
-    """Training on for epochs after the best must leave the best as it was."""
+class Graded:
+    """Trains as another runner does, but gives the candidates of some depths other marks."""
+
+    def __init__(self, runner: LocalRunner, marks: dict[int, tuple[float, float]]) -> None:
+        self.runner, self.marks = runner, marks
+        self.empty, self.num_train, self.num_val = runner.empty, runner.num_train, runner.num_val
+
+    def run(self, *asked: Any) -> Iterator[tuple[Outcome, Snapshot]]:
+        for outcome, snapshot in self.runner.run(*asked):
+            mark = self.marks.get(outcome.candidate.depth)
+            if mark is not None and outcome.candidate.role == "candidate":
+                outcome = replace(outcome, val_acc=mark[0], val_loss=mark[1])
+            yield outcome, snapshot
+
+
+GOOD, FAIR, BAD = (1.0, 1e-6), (0.5, 1.0), (0.0, 9.0)  # accuracy, log-loss
+
+
+@pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
+def test_best_weights_are_no_alias_of_live_ones(runner: LocalRunner, schedule: str) -> None:
+    """Whatever becomes of the network after the epoch that counts, its weights stay as they were."""
     model = runner.empty.model()
     model.grow(BlockSpec(k=4))
-    result = train(model, runner.train_loader, runner.val_loader, TrainPlan(epochs=4, lr=0.5))
+    plan = TrainPlan(epochs=4, lr=0.5, schedule=schedule)
+    result = train(model, runner.train_loader, runner.val_loader, plan)
     live = model.state_dict()
     assert all(result.weights[n].data_ptr() != live[n].data_ptr() for n in live)
+    for tensor in live.values():
+        tensor.zero_()
+    assert any(tensor.any() for tensor in result.weights.values())
     model.load_state_dict(result.weights)
     assert evaluate(model, runner.val_loader).accuracy == result.best.val_acc
 
 
-def test_the_rejected_last_block_is_not_in_the_model(runner: LocalRunner) -> None:
-    model, history = search(QUICK, runner)
-    rejected = [step for step in history.steps if step.accepted is None]
-    assert model.num_layers == len(history.accepted) == len(history.steps) - len(rejected)
+@pytest.mark.parametrize(
+    ("config", "marks", "kinds", "num_layers"),
+    [
+        (GREEDY, {2: BAD}, ["accept", "reject"], 1),
+        (GREEDY, {2: GOOD, 3: BAD}, ["accept", "accept", "reject"], 2),
+        (QUICK, {2: BAD, 3: BAD}, ["accept", "hold", "reject"], 1),
+        (QUICK, {2: GOOD, 3: BAD}, ["accept", "accept", "hold"], 2),
+        (QUICK, {2: BAD, 3: GOOD}, ["accept", "hold", "accept"], 3),
+        (UNFINISHED, {2: BAD, 3: BAD}, ["accept", "hold", "reject"], 1),
+    ],
+)
+def test_a_block_that_brought_no_gain_is_not_in_the_model(
+    runner: LocalRunner,
+    config: SearchConfig,
+    marks: dict[int, tuple[float, float]],
+    kinds: list[str],
+    num_layers: int,
+) -> None:
+    """Neither one that was rejected nor one that was held and did not pay later."""
+    model, history = search(config, Graded(runner, {1: FAIR, **marks}))
+    assert [step.decision.kind for step in history.steps] == kinds
+    assert [step.taken is None for step in history.steps] == [kind == "reject" for kind in kinds]
+    assert model.num_layers == len(history.accepted) == num_layers
     assert model.architecture.blocks == history.accepted[-1].candidate.blocks
-    assert model.head.in_features == history.accepted[-1].candidate.blocks[-1].k + 32
+    assert model.head.in_features == 3 * model.architecture.blocks[-1].k + 32
 
 
-def test_accepted_blocks_do_not_drift(runner: LocalRunner) -> None:
-    """What was measured when a block was accepted is there, bit for bit, at the end."""
+def test_each_accepted_block_of_the_plain_rule_raises_the_accuracy(runner: LocalRunner) -> None:
+    half = {1: (0.5, 9.0), 2: (0.75, 9.0), 3: (0.75, 1e-6)}  # at depth 3 only the loss is better
+    _, history = search(GREEDY, Graded(runner, half))
+    assert [outcome.val_acc for outcome in history.accepted] == [0.5, 0.75]
+    assert [step.decision.kind for step in history.steps] == ["accept", "accept", "reject"]
+    _, history = search(UNFINISHED, Graded(runner, half))
+    assert history.steps[2].decision.kind == "accept", "by loss it would have paid"
+
+
+@pytest.mark.parametrize("config", [QUICK, UNFINISHED, GREEDY])
+def test_accepted_blocks_do_not_drift(runner: LocalRunner, config: SearchConfig) -> None:
+    """What was measured when a network was taken is there, bit for bit, at the end."""
     best: dict[str, Snapshot] = {}
 
     def keep(event: Event) -> None:
         if isinstance(event, CandidateEnded) and event.snapshot is not None:
             best[event.outcome.weights_sha256] = event.snapshot
 
-    model, history = search(QUICK, runner, observers=[keep])
-    last = history.accepted[-1]
+    model, history = search(config, runner, observers=[keep])
+    last = history.final
+    assert last is not None
+    assert (history.finish is not None) == config.finish == (last is not history.accepted[-1])
     measured = best[last.weights_sha256].weights
     assert all(torch.equal(measured[n], tensor) for n, tensor in clone_weights(model).items())
-    assert evaluate(model, runner.val_loader).accuracy == last.val_acc
+    assert model.architecture.symmetric == config.finish
+    again = evaluate(model, runner.val_loader)
+    assert (again.accuracy, again.loss) == (last.val_acc, pytest.approx(last.val_loss, rel=1e-5))
 
 
 @pytest.mark.parametrize("colour", [False, True])
@@ -71,9 +136,9 @@ def test_input_channels_are_recorded_as_they_are(
 ) -> None:
     loaders = create_train_val_dataloaders(*make_tiny(colour=colour), train_ratio=0.7)
     model, layers = progressive_architecture_search(
-        *loaders, max_layers=2, k_candidates=[4], epochs_per_eval=1, device="cpu"
+        *loaders, max_layers=2, k_candidates=[4], epochs_per_eval=1, device="cpu", finish_epochs=1
     )
-    assert [layer["in_channels"] for layer in layers] == [3 if colour else 1, 4][: len(layers)]
+    assert [layer["in_channels"] for layer in layers] == [6 if colour else 2, 4][: len(layers)]
     assert [block.conv.in_channels for block in model.blocks] == [
         layer["in_channels"] for layer in layers
     ]
@@ -81,8 +146,10 @@ def test_input_channels_are_recorded_as_they_are(
 
 @pytest.mark.parametrize("max_layers", [1, 2])
 def test_max_layers_is_kept(runner: LocalRunner, max_layers: int) -> None:
-    _, history = search(replace(QUICK, max_layers=max_layers), runner)
-    assert len(history.steps) <= max_layers
+    """Although every block pays."""
+    model, history = search(replace(QUICK, max_layers=max_layers), Graded(runner, {2: GOOD}))
+    assert model.num_layers == len(history.steps) == max_layers
+    assert history.stopped == f"max_layers={max_layers} reached"
 
 
 def test_the_bias_is_carried_by_the_warm_start(runner: LocalRunner) -> None:
@@ -91,7 +158,7 @@ def test_the_bias_is_carried_by_the_warm_start(runner: LocalRunner) -> None:
     with torch.no_grad():
         model.blocks[0].conv.bias.copy_(torch.arange(4.0))
     trained = Snapshot(model.architecture, clone_weights(model))
-    wide = first_weights(replace(narrow, blocks=(BlockSpec(k=8),)), trained)
+    wide = first_weights(replace(narrow, blocks=(replace(narrow.blocks[0], k=8),)), trained)
     assert wide.blocks[0].conv.bias.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
@@ -105,9 +172,12 @@ def test_features_are_used(runner: LocalRunner) -> None:
     )
 
 
+@pytest.mark.parametrize("augment", [Augment(), STRONG_AUGMENT])
 @pytest.mark.parametrize("colour", [False, True])
-def test_gray_and_colour_are_accepted(make_tiny: Callable[..., Tiny], colour: bool) -> None:
-    train_loader, _ = create_train_val_dataloaders(*make_tiny(colour=colour), Augment())
+def test_gray_and_colour_are_accepted(
+    make_tiny: Callable[..., Tiny], colour: bool, augment: Augment
+) -> None:
+    train_loader, _ = create_train_val_dataloaders(*make_tiny(colour=colour), augment)
     assert next(iter(train_loader))[0].shape[1:] == ((3 if colour else 1), 12, 12)
 
 
@@ -155,14 +225,35 @@ def test_paths_are_where_the_caller_says(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_reported_accuracy_is_of_the_returned_model(tiny: Tiny) -> None:
+@pytest.mark.parametrize("finish_epochs", [0, 2])
+def test_the_reported_accuracy_is_of_the_returned_model(tiny: Tiny, finish_epochs: int) -> None:
     loaders = create_train_val_dataloaders(*tiny, Augment(), train_ratio=0.7)
+    told: list[SearchHistory] = []
+
+    def keep(event: Event) -> None:
+        if isinstance(event, SearchEnded):
+            told.append(event.history)
+
     model, layers = progressive_architecture_search(
-        *loaders, max_layers=3, k_candidates=[4, 8], epochs_per_eval=2, device="cpu"
+        *loaders,
+        max_layers=3,
+        k_candidates=[4, 8],
+        epochs_per_eval=2,
+        device="cpu",
+        finish_epochs=finish_epochs,
+        observers=[keep],
     )
     assert isinstance(model, ProgressiveModel)
-    assert evaluate(model, loaders[1]).accuracy == layers[-1]["val_acc"]
-    assert layers[-1]["num_params"] == model.num_params
+    (history,) = told
+    reported = history.finish.kept if finish_epochs else history.accepted[-1]
+    assert reported is not None and reported is history.final
+    measured = evaluate(model, loaders[1])
+    assert measured.accuracy == reported.val_acc
+    assert measured.loss == pytest.approx(reported.val_loss, rel=1e-5)
+    assert layers == history.layers()
+    assert layers[-1]["num_params"] == reported.num_params == model.num_params
+    if not finish_epochs:
+        assert history.finish is None and measured.accuracy == layers[-1]["val_acc"]
 
 
 def test_a_history_says_what_its_model_is(runner: LocalRunner) -> None:

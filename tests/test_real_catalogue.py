@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from conftest import Catalogue
 
 from space_warps.audit import audit
@@ -37,6 +38,7 @@ def test_a_search_on_it_ends_and_repeats(real: Catalogue, tmp_path: Path) -> Non
         "search.max_layers=2",
         "search.k_candidates=[8,16]",
         "search.epochs_per_eval=2",
+        "search.finish_epochs=2",
     ]
     summaries = []
     for name in ("one", "two"):
@@ -47,4 +49,6 @@ def test_a_search_on_it_ends_and_repeats(real: Catalogue, tmp_path: Path) -> Non
     assert summaries[0]["final_val_accuracy"] > 0.4
     _, val_loader = create_train_val_dataloaders(*real, fraction=0.4)
     model = load_snapshot(tmp_path / "one").model()
-    assert evaluate(model, val_loader).accuracy == summaries[0]["final_val_accuracy"]
+    measured = evaluate(model, val_loader)
+    assert measured.accuracy == summaries[0]["final_val_accuracy"]
+    assert measured.loss == pytest.approx(summaries[0]["final_val_log_loss"], rel=1e-5)
