@@ -5,6 +5,7 @@ from .blocks import build_block as build_block
 from .blocks import register_block as register_block
 from .core import InputError as InputError
 from .dataset import Space_Galaxi as Space_Galaxi
+from .evaluation import evaluate_run as evaluate_run
 from .history import SearchConfig as SearchConfig
 from .history import SearchHistory as SearchHistory
 from .loaders import create_train_val_dataloaders as create_train_val_dataloaders

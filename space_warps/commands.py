@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_search', 'run_evaluate', 'run_audit', 'run_simulate', 'run_report']
 
-# %% ../nbs/42b_commands.ipynb #b73e4c59
+# %% ../nbs/42b_commands.ipynb #47c13194
 import json
 import sys
 import time
@@ -17,6 +17,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from .audit import audit
+from .catalogue import read_catalogue
 from .compare import Compared, compare_networks, compare_simple
 from .config import Config, DataConfig, read_run_config
 from .core import InputError, choose_device, write_json
@@ -39,7 +40,7 @@ from .search import search
 from .simulate import sample_catalogue, simulate
 from .snapshot import load_snapshot
 
-# %% ../nbs/42b_commands.ipynb #d5c27617
+# %% ../nbs/42b_commands.ipynb #6926784c
 def run_search(
     config: Config,  # What was asked
     text: str,  # The same as YAML, for the run folder
@@ -51,9 +52,10 @@ def run_search(
     choose_device(config.search.device)
     _check_test(config.data)
     csv_path, img_dir_path = _catalogue_of(config.data)
+    loaders = _loaders(config, csv_path, img_dir_path)
+    _read_test(config.data, img_dir_path, loaders[0].dataset.classes)  # type: ignore[attr-defined]
     wanted = {f.name: getattr(config.search, f.name) for f in fields(SearchConfig)}
     plan = SearchConfig(**wanted)
-    loaders = _loaders(config, csv_path, img_dir_path)
     runner = LocalRunner(
         *loaders,
         device=config.search.device,
@@ -76,7 +78,7 @@ def run_search(
     write_page(history, keep.summary, keep.folder, evaluation)
     print(f"in {keep.folder}: report.html, progressive_summary.json, model.safetensors")
 
-# %% ../nbs/42b_commands.ipynb #2bf32f3f
+# %% ../nbs/42b_commands.ipynb #0ae22d99
 def _catalogue_of(data: DataConfig) -> tuple[str, str]:
     if data.csv_path is None and data.img_dir_path is None:
         sample = sample_catalogue()
@@ -91,6 +93,18 @@ def _check_test(data: DataConfig) -> None:
         raise InputError("data.test_csv and data.test_share are two ways to test; give one of them")
     if data.test_csv is not None and not Path(data.test_csv).is_file():
         raise InputError(f"data.test_csv: no file {data.test_csv}; name a CSV with labelled rows")
+
+
+def _read_test(data: DataConfig, img_dir_path: str, classes: tuple[str, ...]) -> None:
+    "Refuse a test set that cannot be used before hours were spent on a search."
+    if data.test_csv is not None:
+        read_catalogue(
+            data.test_csv,
+            data.test_img_dir_path or img_dir_path,
+            features=data.features,
+            classes=classes,
+            on_bad_row=data.on_bad_row,  # type: ignore[arg-type]  # was checked before
+        )
 
 
 def _loaders(
@@ -114,7 +128,7 @@ def _loaders(
         progress=sys.stderr.isatty(),
     )
 
-# %% ../nbs/42b_commands.ipynb #d8f6fc33
+# %% ../nbs/42b_commands.ipynb #53fd36e5
 def _test_paths(config: Config, folder: Path, paths: tuple[str, str]) -> tuple[Path, str] | None:
     "The run's own test set, if it has one."
     data, (csv_path, img_dir_path) = config.data, paths
@@ -126,7 +140,7 @@ def _test_paths(config: Config, folder: Path, paths: tuple[str, str]) -> tuple[P
             everything = Space_Galaxi(
                 csv_path,
                 img_dir_path,
-                features=(),
+                features=data.features,  # a row is skipped here if it was skipped there
                 image_size=data.image_size,
                 on_bad_row=data.on_bad_row,  # type: ignore[arg-type]  # was checked before
             )

@@ -94,7 +94,7 @@ class Config:
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     out: str | None = None  # File for the figures of evaluate; None is the run's evaluation.json
 
-# %% ../nbs/42a_config.ipynb #1f515ec7
+# %% ../nbs/42a_config.ipynb #4bb71dc9
 def schema() -> DictConfig:
     "The keys with their types and defaults; frozen dataclasses, made writable for merging."
     tree: DictConfig = OmegaConf.structured(Config)
@@ -130,15 +130,20 @@ def read_config(
             hint = f"did you mean {near[0]}?" if near else "space-warps --help lists the keys"
             raise InputError(f"unknown key {key!r}; {hint}")
     ConfigStore.instance().store(name="space_warps", node=schema())
-    if "search.plain=true" in (word.lower() for word in words):
-        plain = ((key, list(v) if isinstance(v, tuple) else v) for key, v in PLAIN.items())
-        words = [*(f"search.{key}={value}" for key, value in plain), *words]
     try:
         with initialize(version_base=None, config_path=None):
-            return compose("space_warps", words)
+            tree = compose("space_warps", words)
+            if tree.search.plain is True:
+                tree = compose("space_warps", [*_plain_words(), *words])
+            return tree
     except (HydraException, OmegaConfBaseException) as error:
         said = str(error.__cause__ or error).splitlines()[0]
         raise InputError(f"{_blamed(error, parsed)}: {said}") from error
+
+
+def _plain_words() -> list[str]:
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in PLAIN.items()}
+    return [f"search.{key}={value}" for key, value in plain.items()]
 
 
 def _blamed(error: Exception, parsed: Sequence[Any]) -> str:

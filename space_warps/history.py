@@ -20,7 +20,7 @@ from .core import InputError, canonical_json, to_json
 from .model import Architecture
 from .train import SCHEDULES, EpochRecord, TrainPlan
 
-# %% ../nbs/20_history.ipynb #6c2e9191
+# %% ../nbs/20_history.ipynb #f882c291
 CHOICES = {
     "schedule": SCHEDULES,
     "warm_start": ("chained", "parallel"),
@@ -78,7 +78,11 @@ class SearchConfig:
         if budget is not None and not (math.isfinite(budget) and budget > 0):
             raise InputError(f"time_budget_s is above 0 seconds, or none at all; got {budget}")
         self.plan(self.epochs_per_eval, 0, 0)
-        self.plan(self.finish_epochs, 0, 0)
+        if self.finish_epochs < 1:
+            raise InputError(
+                f"finish_epochs is at least 1; got {self.finish_epochs}; finish=false leaves the "
+                "training in full out"
+            )
         for depth in range(1, self.max_layers + 1):
             self.specs_at(depth)
 

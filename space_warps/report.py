@@ -91,7 +91,7 @@ def _finish(finish: Finish) -> dict[str, Any]:
         "scratch_spread_val_accuracy": statistics.stdev(scratch) if len(scratch) > 1 else None,
     }
 
-# %% ../nbs/30_report.ipynb #a8495f9b
+# %% ../nbs/30_report.ipynb #a95d7a1f
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
@@ -105,7 +105,8 @@ def plot_accuracy_vs_depth(
     _plot_accuracy(top, history)
     _plot_size(bottom, history)
     bottom.set_xlabel("depth (blocks)")
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bottom.set_xlim(0.5, max(1, len(history.steps)) + 0.5)
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 

@@ -240,7 +240,7 @@ def reason_to_stop(
         return str(error)
     return ""
 
-# %% ../nbs/23_search.ipynb #7f898e59
+# %% ../nbs/23_search.ipynb #86d7d856
 def progressive_architecture_search(
     train_loader: DataLoader[Batch],  # Rows to learn from, of `create_train_val_dataloaders`
     val_loader: DataLoader[Batch],  # Rows to measure on
@@ -264,8 +264,8 @@ def progressive_architecture_search(
         lr=lr,
         seed=seed,
         copy_weights=copy_weights,
-        finish=finish_epochs > 0,
-        finish_epochs=max(finish_epochs, 1),
+        finish=finish_epochs != 0,
+        finish_epochs=finish_epochs or SearchConfig.finish_epochs,
     )
     runner = LocalRunner(train_loader, val_loader, device=device, seed=seed)
     model, history = search(config, runner, observers=observers, should_stop=should_stop)

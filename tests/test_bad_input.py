@@ -212,7 +212,7 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
         ("search.patience=-1", "jitter, seed and patience are at least 0"),
         ("search.first_pool=0", "pool is at least 1 pixel; got 0"),
         ("search.label_smoothing=1", "label_smoothing is a share in [0, 1); got 1.0"),
-        ("search.finish_epochs=0", "epochs is at least 1; got 0"),
+        ("search.finish_epochs=0", "finish_epochs is at least 1; got 0; finish=false"),
         ("search.finish_seeds=0", "max_layers and finish_seeds are at least 1; got 1 and 0"),
         ("augment.shift=-1", "shift must be a whole number of pixels from 0 to 100; got -1"),
     ],

@@ -34,6 +34,7 @@ FILES = {
     "model.json",
     "progressive_summary.json",
     "accuracy_vs_depth.png",
+    "report.html",
 }
 KEYS = [
     "final_val_accuracy",
