@@ -17,11 +17,13 @@ help:
 
 setup: .venv/ready
 
+# editable_mode=compat: otherwise a script beside the clone imports its folder, not the package.
 .venv/ready: settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v.major}.{v.minor}; name another with make PYTHON=python3.12")'
 	@echo "setting up .venv; the first time takes a few minutes and about 6 GB, most of it torch"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lab,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--config-settings editable_mode=compat --editable '.[lab,dev]'
 	@touch .venv/ready
 
 demo: setup

@@ -27,6 +27,14 @@ def test_importing_loads_nothing_heavy() -> None:
     assert not {"torch", "numpy", "pandas", "astropy", "matplotlib"} & set(loaded.split())
 
 
+def test_a_script_beside_the_clone_imports_the_package(tmp_path: Path) -> None:
+    (tmp_path / "space_warps").symlink_to(ROOT)  # a clone's folder often has the package's name
+    script = tmp_path / "script.py"
+    script.write_text("import space_warps; print(space_warps.__version__)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == space_warps.__version__, done.stderr
+
+
 def test_every_name_of_the_stub_is_there() -> None:
     tree = ast.parse((ROOT / "space_warps/__init__.pyi").read_text(encoding="utf-8"))
     promised = {
