@@ -16,7 +16,7 @@ from torch import nn
 
 from .core import InputError
 
-# %% ../nbs/10_blocks.ipynb #eb510916
+# %% ../nbs/10_blocks.ipynb #1db866c7
 @dataclass(frozen=True)
 class BlockSpec:
     "What a block is, apart from its weights."
@@ -24,7 +24,7 @@ class BlockSpec:
     k: int  # Number of output channels
     kind: str = "conv"  # Family, a registered name
     kernel_size: int = 3  # Side of the convolution kernel in pixels, odd
-    dropout: float = 0.1  # Probability that a channel is left out of a training step, in [0, 1)
+    dropout: float = 0.0  # Probability that a channel is left out of a training step, in [0, 1)
     pool: int = 2  # Width and height are divided by it; 1 keeps them
 
     def __post_init__(self) -> None:

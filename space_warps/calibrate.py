@@ -15,17 +15,18 @@ from scipy.special import log_softmax
 
 from .snapshot import Snapshot
 
-# %% ../nbs/13b_calibrate.ipynb #0ca05efe
+# %% ../nbs/13b_calibrate.ipynb #ed23d4aa
 def fit_temperature(
     scores: npt.NDArray[np.floating],  # [rows, classes], before the softmax
     labels: npt.NDArray[np.int64],  # [rows] class of each row
 ) -> float:  # Above 0; above 1 where the scores were too sure
     "The number by which dividing the scores makes their log-loss lowest, from 1/20 to 20."
-    rows = np.arange(len(labels))
+    num_rows, num_classes = scores.shape
+    truth = (num_rows * np.eye(num_classes)[labels] + 1) / (num_rows + num_classes)
 
     def surprise(log_temperature: float) -> float:
         scaled = scores.astype(np.float64) / np.exp(log_temperature)
-        return -float(log_softmax(scaled, axis=1)[rows, labels].mean())
+        return -float((truth * log_softmax(scaled, axis=1)).sum(axis=1).mean())
 
     found = minimize_scalar(surprise, bounds=(-np.log(20), np.log(20)), method="bounded")
     return float(np.exp(found.x))

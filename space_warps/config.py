@@ -25,7 +25,7 @@ from .augment import Augment
 from .core import InputError
 from .history import PLAIN, SearchConfig
 
-# %% ../nbs/42a_config.ipynb #4d10ad10
+# %% ../nbs/42a_config.ipynb #2e17a3c9
 @dataclass(frozen=True)
 class DataConfig:
     "Which catalogue, and how to read it."
@@ -68,7 +68,14 @@ class EvaluateConfig:
     compare: bool = False  # Train baselines and other networks on the run's rows; takes minutes
     epochs: int = 30  # Of each of these networks
     resnet_epochs: int = 6  # Of ResNet-18; 0 leaves it out
-    fractions: dict[str, float] | None = None  # Class -> share, to weigh the classes
+    fractions: Any = None  # Class -> share, to weigh the classes, as {STAR: 0.8, QSO: 0.2}
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.resnet_epochs < 0:
+            raise InputError(
+                "evaluate.epochs is at least 1 and evaluate.resnet_epochs at least 0; got "
+                f"{self.epochs} and {self.resnet_epochs}"
+            )
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class Config:
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     out: str | None = None  # File for the figures of evaluate; None is the run's evaluation.json
 
-# %% ../nbs/42a_config.ipynb #4bb71dc9
+# %% ../nbs/42a_config.ipynb #0438d61a
 def schema() -> DictConfig:
     "The keys with their types and defaults; frozen dataclasses, made writable for merging."
     tree: DictConfig = OmegaConf.structured(Config)
@@ -194,7 +201,10 @@ def read_run_config(
     if not path.is_file():
         raise InputError(f"no config.yaml in {folder}; give the folder of a run")
     try:
-        tree = OmegaConf.merge(schema(), OmegaConf.load(path))
+        stored = OmegaConf.load(path)
+        if not stored:
+            raise InputError(f"{path} is empty; only a run of the command says what was asked")
+        tree = OmegaConf.merge(schema(), stored)
     except (OmegaConfBaseException, YAMLError) as error:
         raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     return to_config(cast(DictConfig, tree))

@@ -23,12 +23,12 @@ def undo_stretch(
     grown = torch.exp(images * math.asinh(1 / softening))
     return softening / 2 * (grown - 1 / grown)  # sinh, six times as fast as torch's own
 
-# %% ../nbs/10c_cutout.ipynb #c48ba84a
+# %% ../nbs/10c_cutout.ipynb #07cdc479
 def sky_level(
     images: Tensor,  # float32 [batch, channels, height, width]
     stride: int = 3,  # Every so many pixels are looked at
 ) -> tuple[Tensor, Tensor]:  # Each [batch, channels, 1, 1]
-    "Median of each image, and the scatter about it as a standard deviation."
+    "Median (the upper one of two) of each image, and the scatter about it as a standard deviation."
     few = images[:, :, ::stride, ::stride].flatten(2)
     middle = few.shape[2] // 2
     level = few.sort(dim=2).values[:, :, middle, None]
@@ -69,11 +69,11 @@ class ImageEncoder(nn.Module):
         height = _asinh((flux - level) / scatter.clamp_min(1e-4))
         return torch.cat([(images - self.mean) / self.std, (height - 1) / 1.5], dim=1)
 
-# %% ../nbs/10c_cutout.ipynb #23cc4402
+# %% ../nbs/10c_cutout.ipynb #071e0f96
 def centred_windows(
     height: int,  # Of the maps
     width: int,
-    sizes: Sequence[float],  # Standard deviations, in half sides of the map
+    sizes: Sequence[float],  # Standard deviations; 1 is from the centre to the outermost pixels
 ) -> Tensor:  # float32 [1 + windows, height, width], each sums to 1
     "A flat window, then Gaussian ones about the centre; raises `InputError` for a size of 0."
     if any(size <= 0 for size in sizes):
@@ -82,7 +82,10 @@ def centred_windows(
     x = torch.linspace(-1, 1, width) if width > 1 else torch.zeros(1)
     squared = y[:, None] ** 2 + x**2
     windows = torch.stack(
-        [torch.ones(height, width), *(torch.exp(-squared / (2 * size**2)) for size in sizes)]
+        [
+            torch.ones(height, width),
+            *(torch.exp((squared.min() - squared) / (2 * size**2)) for size in sizes),
+        ]
     )
     return windows / windows.sum((1, 2), keepdim=True)
 

@@ -33,7 +33,7 @@ def propose_finish(
         for place, plan in enumerate(plans[1:])
     )
 
-# %% ../nbs/22b_finish.ipynb #3741788c
+# %% ../nbs/22b_finish.ipynb #14a75bc6
 def finish(
     config: SearchConfig,  # What the search does
     snapshot: Snapshot,  # The grown network
@@ -50,7 +50,7 @@ def finish(
         for outcome, network in runner.run(wave, snapshot, emit, should_stop)
     }
     outcomes = tuple(done[candidate.name][0] for candidate in wave)
-    best = best_outcome(outcomes)
+    best = best_outcome(outcomes, config.compare)
     if best is None:
         failed = Finish(
             outcomes, None, f"all trainings failed; the first one: {outcomes[0].failed}"

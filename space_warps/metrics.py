@@ -74,16 +74,15 @@ def rate_classes(
         "f1": _ratio(2 * hits, truly + said),
     }
 
-# %% ../nbs/32a_metrics.ipynb #4dd4e051
+# %% ../nbs/32a_metrics.ipynb #3ba97b01
 def calibration_bins(
     answers: Answers,  # What was said, and what was true
     num_bins: int = 10,  # Bins with about as many rows each
 ) -> Array:  # int [rows], bin of each row by its confidence
-    "Rows sorted by the probability of the class they were given, cut into bins of equal size."
+    "Rows sorted by how sure the answer is, in bins of about equal size; equals share a bin."
     confidence = answers.probabilities.max(axis=1)
-    rank = np.empty(len(confidence), dtype=int)
-    rank[np.argsort(confidence, kind="stable")] = np.arange(len(confidence))
-    return rank * min(num_bins, len(rank)) // len(rank)
+    edges = np.quantile(confidence, np.linspace(0, 1, num_bins + 1)[1:-1])
+    return np.asarray(np.searchsorted(np.unique(edges), confidence, side="right"))
 
 # %% ../nbs/32a_metrics.ipynb #9a4447c8
 def _bin_sums(answers: Answers, weights: Array, num_bins: int) -> tuple[Array, Array, Array]:
@@ -101,15 +100,18 @@ def calibration_error(
     count, sure, right = _bin_sums(answers, weights, num_bins)
     return np.asarray(np.abs(sure - right).sum(axis=1) / count.sum(axis=1))
 
-# %% ../nbs/32a_metrics.ipynb #666049df
+# %% ../nbs/32a_metrics.ipynb #96b3a496
 def reliability(
     answers: Answers,  # What was said, and what was true
     num_bins: int = 10,  # Bins with about as many rows each
+    weights: Array | None = None,  # float [1, rows]; None counts each row once
 ) -> list[dict[str, float]]:  # One per bin: confidence, accuracy, num_rows
     "The points of a reliability diagram."
-    count, sure, right = _bin_sums(answers, np.ones((1, len(answers.labels))), num_bins)
+    if weights is None:
+        weights = np.ones((1, len(answers.labels)))
+    count, sure, right = _bin_sums(answers, weights, num_bins)
     return [
-        {"confidence": float(s / n), "accuracy": float(r / n), "num_rows": int(n)}
+        {"confidence": float(s / n), "accuracy": float(r / n), "num_rows": float(n)}
         for n, s, r in zip(count[0], sure[0], right[0], strict=True)
         if n
     ]
@@ -139,7 +141,7 @@ def figures_of(
         "log_loss": weights @ surprise / total,
     }
 
-# %% ../nbs/32a_metrics.ipynb #3a77f761
+# %% ../nbs/32a_metrics.ipynb #4a340fb9
 def draw_objects(
     groups: Array,  # int [rows], rows of the same object share a number
     num_draws: int = 1000,  # How often the catalogue is drawn again
@@ -159,31 +161,37 @@ def intervals_of(
     seed: int = 0,  # Settles the draws
 ) -> dict[str, list[float]]:  # Lower and upper end of each figure
     "95% intervals, bootstrapped over objects."
-    drawn = figures_of(answers, draw_objects(answers.groups, num_draws, seed))
-    return {
-        name: [float(end) for end in np.percentile(values, [2.5, 97.5])]
-        for name, values in drawn.items()
-    }
+    weights = draw_objects(answers.groups, num_draws, seed)
+    parts = [figures_of(answers, weights[n : n + 50]) for n in range(0, num_draws, 50)]
+    found = {}
+    for name in FIGURES:
+        if name != "ece":  # grows when rows are drawn twice: its draws do not surround it
+            drawn = np.concatenate([part[name] for part in parts])
+            found[name] = [float(end) for end in np.percentile(drawn, [2.5, 97.5])]
+    return found
 
-# %% ../nbs/32a_metrics.ipynb #11189614
+# %% ../nbs/32a_metrics.ipynb #e8cf96d0
 def class_weights(
-    answers: Answers,  # What was said, and what was true
+    labels: Array,  # int [rows], true class
+    classes: tuple[str, ...],  # Names of the classes
     fractions: dict[str, float],  # Class -> share where the network will be used, in (0, 1]
 ) -> Array:  # float [1, rows], of mean 1
     "Weights that give the classes other shares; raises `InputError` where these do not fit."
-    present = [answers.classes[label] for label in np.unique(answers.labels)]
-    wrong = set(fractions) ^ set(present)
-    total = sum(fractions.values())
-    if wrong or abs(total - 1) > 1e-3 or min(fractions.values()) <= 0:
+    present = [classes[label] for label in np.unique(labels)]
+    fits = isinstance(fractions, dict) and {str(name) for name in fractions} == set(present)
+    shares = list(fractions.values()) if fits else []
+    fits = fits and all(isinstance(s, int | float) and 0 < s <= 1 for s in shares)
+    if not (fits and abs(sum(shares) - 1) <= 1e-3):
         raise InputError(
             f"fractions give each class of the rows ({', '.join(present)}) a share above 0, "
             f"together 1; got {fractions}"
         )
-    share = np.array([fractions.get(name, 0.0) for name in answers.classes]) / total
-    counts = np.bincount(answers.labels, minlength=len(answers.classes))
-    return np.asarray((share / np.maximum(counts, 1))[answers.labels] * len(answers.labels))[None]
+    by_name = {str(name): share for name, share in fractions.items()}
+    share = np.array([by_name.get(name, 0.0) for name in classes]) / sum(shares)
+    counts = np.bincount(labels, minlength=len(classes))
+    return np.asarray((share / np.maximum(counts, 1))[labels] * len(labels))[None]
 
-# %% ../nbs/32a_metrics.ipynb #bb87947d
+# %% ../nbs/32a_metrics.ipynb #6f662ecc
 def measure(
     answers: Answers,  # What was said, and what was true
     fractions: dict[str, float] | None = None,  # Class -> share, to weigh the classes
@@ -193,7 +201,7 @@ def measure(
         raise InputError("there are no rows to measure on; give at least one labelled row")
     weights = np.ones((1, len(answers.labels)))
     if fractions is not None:
-        weights = class_weights(answers, fractions)
+        weights = class_weights(answers.labels, answers.classes, fractions)
     figures = {name: float(value[0]) for name, value in figures_of(answers, weights).items()}
     record: dict[str, Any] = {
         **figures,
@@ -202,14 +210,14 @@ def measure(
         "classes": list(answers.classes),
         "per_class": _per_class(answers, weights),
         "confusion": _confusion(answers, weights),
-        "reliability": reliability(answers),
+        "reliability": reliability(answers, weights=weights),
         "class_fractions": fractions,
     }
     if fractions is None:  # the intervals are of the rows as they are
         record["intervals"] = intervals_of(answers)
     return record
 
-# %% ../nbs/32a_metrics.ipynb #9483e11b
+# %% ../nbs/32a_metrics.ipynb #399f347b
 def _per_class(answers: Answers, weights: Array) -> dict[str, dict[str, Any]]:
     rates = rate_classes(count_confusion(answers, weights))
     found: dict[str, dict[str, Any]] = {}
@@ -220,7 +228,11 @@ def _per_class(answers: Answers, weights: Array) -> dict[str, dict[str, Any]]:
             **{rate: float(values[0, place]) for rate, values in rates.items()},
             "num_rows": int(truth.sum()),
             "roc_auc": float(roc_auc_score(truth, said)) if both else None,
-            "average_precision": float(average_precision_score(truth, said)) if both else None,
+            "average_precision": (
+                float(average_precision_score(truth, said, sample_weight=weights[0]))
+                if both
+                else None
+            ),
         }
     return found
 
@@ -233,9 +245,10 @@ def _confusion(answers: Answers, weights: Array) -> dict[str, Any]:
         "by_answer": _ratio(counts, np.broadcast_to(counts.sum(0)[None], counts.shape)).tolist(),
     }
 
-# %% ../nbs/32a_metrics.ipynb #8c21eda5
+# %% ../nbs/32a_metrics.ipynb #b60b0d3c
 def curves(
     answers: Answers,  # What was said, and what was true
+    weights: Array | None = None,  # float [1, rows]; None counts each row once
     num_points: int = 101,  # Places on the horizontal axis, from 0 to 1
 ) -> dict[str, dict[str, list[float]]]:  # Class -> `roc` and `precision_recall`
     "Each class against the others: true against false positives, and purity against completeness."
@@ -245,18 +258,25 @@ def curves(
         truth, said = answers.labels == place, answers.probabilities[:, place]
         if 0 < truth.sum() < len(truth):
             false, true, _ = roc_curve(truth, said)
-            precision, recall, _ = precision_recall_curve(truth, said)
+            shares = None if weights is None else weights[0]
+            precision, recall, _ = precision_recall_curve(truth, said, sample_weight=shares)
+            best = [float(precision[recall >= place].max()) for place in places]
             found[name] = {
                 "roc": np.interp(places, false, true).tolist(),
-                "precision_recall": np.interp(places, recall[::-1], precision[::-1]).tolist(),
+                "precision_recall": best,  # the highest purity at this completeness or above
             }
     return found
 
-# %% ../nbs/32a_metrics.ipynb #8490126a
+# %% ../nbs/32a_metrics.ipynb #ba2578ed
 def signal_to_noise(
     pixels: Array,  # uint8 [rows, channels, height, width]
 ) -> Array:  # float64 [rows]
     "Height of the brightest central pixel above the sky, in units of the sky's scatter."
+    parts = [_peak_height(pixels[n : n + 1024]) for n in range(0, len(pixels), 1024)]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _peak_height(pixels: Array) -> Array:
     images = pixels.astype(np.float64).mean(axis=1)
     height, width = images.shape[1:]
     flat = images.reshape(len(images), -1)

@@ -20,8 +20,12 @@ from .core import write_atomic
 from .history import SearchHistory
 from .report import BLUE, GREEN, ORANGE, describe, plot_accuracy_vs_depth
 
-# %% ../nbs/32d_page.ipynb #607d7b4b
+# %% ../nbs/32d_page.ipynb #31e0eb9e
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#666666")
+
+
+def _plain(name: str) -> str:
+    return name.replace("$", r"\$")  # or matplotlib reads it as a formula
 
 
 def plot_confusion(
@@ -42,8 +46,9 @@ def plot_confusion(
             axes.text(column, row, said, ha="center", va="center", color=colour, fontsize=9)
     places = range(len(names))
     axes.set(xlabel="answer", ylabel="truth", xticks=places, yticks=places)
-    axes.set_xticklabels(names, fontsize=8)
-    axes.set_yticklabels(names, fontsize=8, rotation=90, va="center")
+    plain = [_plain(name) for name in names]
+    axes.set_xticklabels(plain, fontsize=8)
+    axes.set_yticklabels(plain, fontsize=8, rotation=90, va="center")
     return figure
 
 
@@ -63,7 +68,7 @@ def plot_reliability(
     axes.set_title(f"calibration error {record['ece']:.3f}", fontsize=9)
     return figure
 
-# %% ../nbs/32d_page.ipynb #175892ea
+# %% ../nbs/32d_page.ipynb #9aa727ab
 def plot_curves(
     record: dict[str, Any],  # As `evaluate_run` gives it
 ) -> Figure:
@@ -75,12 +80,14 @@ def plot_curves(
     for (name, drawn), colour in zip(record["curves"].items(), COLOURS * 20, strict=False):
         places = [n / (len(drawn["roc"]) - 1) for n in range(len(drawn["roc"]))]
         areas = record["per_class"][name]
-        left.plot(places, drawn["roc"], color=colour, label=f"{name} {areas['roc_auc']:.3f}")
-        label = f"{name} {areas['average_precision']:.3f}"
+        left.plot(
+            places, drawn["roc"], color=colour, label=f"{_plain(name)} {areas['roc_auc']:.3f}"
+        )
+        label = f"{_plain(name)} {areas['average_precision']:.3f}"
         right.plot(places, drawn["precision_recall"], color=colour, label=label)
     left.set(xlabel="false positive rate", ylabel="true positive rate")
     right.set(xlabel="completeness", ylabel="purity", ylim=(0, 1.03))
-    for axes in (left, right):
+    for axes in (left, right) if record["curves"] else ():
         axes.legend(fontsize=7, frameon=False, title="area", title_fontsize=7)
     return figure
 
@@ -117,7 +124,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
     return f"<table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
-# %% ../nbs/32d_page.ipynb #dfe14dde
+# %% ../nbs/32d_page.ipynb #a4ab1997
 def _growth(summary: dict[str, Any]) -> str:
     rows = []
     for step in summary["steps"]:
@@ -135,13 +142,17 @@ def _finishing(finish: dict[str, Any] | None) -> str:
     if finish is None:
         return "<p>The network was not trained in full after the search.</p>"
     rows = [
-        [row["role"], row["failed"] or f"{row['val_accuracy']:.3f}", f"{row['val_log_loss']:.3f}"]
+        [
+            row["role"],
+            row["failed"] or f"{row['val_accuracy']:.3f}",
+            "" if row["failed"] else f"{row['val_log_loss']:.3f}",
+        ]
         for row in finish["trainings"]
     ]
     said = f"<p>Kept: {html.escape(str(finish['kept']))} ({html.escape(finish['reason'])}).</p>"
     return said + _table(["training", "accuracy", "log-loss"], rows)
 
-# %% ../nbs/32d_page.ipynb #65a248b5
+# %% ../nbs/32d_page.ipynb #deda57e2
 def _evaluated(record: dict[str, Any]) -> str:
     ends = record.get("intervals", {})
     rows = []
@@ -161,6 +172,11 @@ def _evaluated(record: dict[str, Any]) -> str:
         f"{record['num_objects']} objects, opening {record['opening']} of this catalogue with this "
         f"model. Labels allow at most {record['ceiling']:.3f}.</p>"
     )
+    if seen := record.get("num_rows_seen"):
+        said += (
+            f"<p><strong>{seen} of these rows show objects that the network was trained or chosen "
+            "by: the figures flatter it.</strong></p>"
+        )
     figures = (
         _drawing(plot_confusion(record), "confusion matrix")
         + _drawing(plot_reliability(record), "reliability diagram")
@@ -193,7 +209,7 @@ def _compared(rows: list[dict[str, Any]]) -> str:
     head = ["method", "inputs", "accuracy", "95% interval", "log-loss", "parameters"]
     return "<h3>On the same rows</h3>" + _table(head, lines)
 
-# %% ../nbs/32d_page.ipynb #31dc9fbd
+# %% ../nbs/32d_page.ipynb #a1da5c44
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
@@ -214,7 +230,7 @@ def write_page(
     evaluation: dict[str, Any] | None = None,  # As `evaluate_run` gives it
 ) -> Path:  # The file
     "Write report.html."
-    tested = "<p>No test set was opened with this run's model.</p>"
+    tested = "<p>No evaluation is kept in this run's folder.</p>"
     if evaluation is not None:
         tested = _evaluated(evaluation)
     parts = [
@@ -227,7 +243,7 @@ def write_page(
         _growth(summary),
         "<h2>Trained in full</h2>",
         _finishing(summary["finish"]),
-        "<h2>On objects it has not seen</h2>",
+        "<h2>On test rows</h2>",
         tested,
         f"<p>history {summary['history_sha256'][:12]}, model {summary['model_sha256'][:12]}, "
         f"seed {summary['seed']}</p></body></html>",

@@ -73,6 +73,7 @@ def test_the_figures_are_written_where_they_are_asked_for(
     figures = json.loads(out.read_text())
     assert set(figures) >= KEYS
     assert figures["num_rows"] == 60
+    assert figures["num_rows_seen"] == 60  # the very rows it was trained on
     counts = figures["confusion"]["counts"]
     assert sum(counts[n][n] for n in range(3)) / 60 == pytest.approx(figures["accuracy"])
     changed = {path for path in run.rglob("*") if path.is_file()} - set(before)
@@ -100,7 +101,7 @@ def test_no_row_of_the_share_set_aside_is_trained_on(
         assert not set(tested) & set(names[rows])
     record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert record["num_rows"] == len(tested) == round(0.2 * len(data))
-    assert record["opening"] == 1
+    assert (record["opening"], record["num_rows_seen"]) == (1, 0)
 
 
 def test_every_opening_is_written_down(grown: tuple[Tiny, Path], tmp_path: Path) -> None:
