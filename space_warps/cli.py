@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'StopOnSignal', 'usage', 'main']
 
-# %% ../nbs/42c_cli.ipynb #b2519858
+# %% ../nbs/42c_cli.ipynb #b1b02f59
 import signal
 import sys
 from collections.abc import Sequence
