@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['bin_places', 'FeatureEncoder', 'build_projector']
 
-# %% ../nbs/10b_encode.ipynb #44efc653
+# %% ../nbs/10b_encode.ipynb #856a37d7
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from .catalogue import is_sentinel, sentinel_pairs
 
-# %% ../nbs/10b_encode.ipynb #4eacefaa
+# %% ../nbs/10b_encode.ipynb #baf793e5
 def bin_places(
     edges: Sequence[Sequence[float]],  # Per feature, edges of its bins, ascending
 ) -> tuple[list[int], list[float], list[float]]:  # Of each bin: feature, lower edge, width
@@ -21,7 +22,7 @@ def bin_places(
     found = [
         (place, low, high - low)
         for place, of_one in enumerate(edges)
-        for low, high in zip(of_one, of_one[1:], strict=False)
+        for low, high in pairwise(of_one)
     ]
     return [b[0] for b in found], [b[1] for b in found], [b[2] for b in found]
 
