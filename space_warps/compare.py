@@ -229,7 +229,7 @@ def _fit(
     catalogue = test_data.catalogue
     return Answers(said.scores.numpy(), said.labels.numpy(), catalogue.groups, test_data.classes)
 
-# %% ../nbs/32c_compare.ipynb #909b8648
+# %% ../nbs/32c_compare.ipynb #88c8bf06
 def compare_networks(
     architecture: Architecture,  # The grown network
     loaders: tuple[DataLoader[Batch], DataLoader[Batch]],  # Its training and validation rows
@@ -243,12 +243,12 @@ def compare_networks(
     whole = "both" if architecture.feature_names else "image"
     image_only = replace(architecture, feature_names=())
     networks = [
-        ("grown", whole, architecture),
+        ("grown, retrained", whole, architecture),
         ("fixed, 4 blocks", whole, fixed_network(architecture)),
     ]
     if architecture.feature_names:
-        networks.insert(1, ("grown", "image", image_only))
-        networks.insert(2, ("grown", "features", replace(architecture, blocks=())))
+        networks.insert(1, ("grown, retrained", "image", image_only))
+        networks.insert(2, ("grown, retrained", "features", replace(architecture, blocks=())))
     place = choose_device(device)
     for name, inputs, made in networks:
         with seeded(plan.seed):

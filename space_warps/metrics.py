@@ -170,7 +170,7 @@ def intervals_of(
             found[name] = [float(end) for end in np.percentile(drawn, [2.5, 97.5])]
     return found
 
-# %% ../nbs/32a_metrics.ipynb #e8cf96d0
+# %% ../nbs/32a_metrics.ipynb #160d92b7
 def class_weights(
     labels: Array,  # int [rows], true class
     classes: tuple[str, ...],  # Names of the classes
@@ -184,7 +184,7 @@ def class_weights(
     if not (fits and abs(sum(shares) - 1) <= 1e-3):
         raise InputError(
             f"fractions give each class of the rows ({', '.join(present)}) a share above 0, "
-            f"together 1; got {fractions}"
+            f"together 1, as {{{present[0]}: 0.5, ...}}; got {fractions}"
         )
     by_name = {str(name): share for name, share in fractions.items()}
     share = np.array([by_name.get(name, 0.0) for name in classes]) / sum(shares)

@@ -68,7 +68,7 @@ def plot_reliability(
     axes.set_title(f"calibration error {record['ece']:.3f}", fontsize=9)
     return figure
 
-# %% ../nbs/32d_page.ipynb #9aa727ab
+# %% ../nbs/32d_page.ipynb #c26e2fca
 def plot_curves(
     record: dict[str, Any],  # As `evaluate_run` gives it
 ) -> Figure:
@@ -152,7 +152,7 @@ def _finishing(finish: dict[str, Any] | None) -> str:
     said = f"<p>Kept: {html.escape(str(finish['kept']))} ({html.escape(finish['reason'])}).</p>"
     return said + _table(["training", "accuracy", "log-loss"], rows)
 
-# %% ../nbs/32d_page.ipynb #deda57e2
+# %% ../nbs/32d_page.ipynb #3a8541a3
 def _evaluated(record: dict[str, Any]) -> str:
     ends = record.get("intervals", {})
     rows = []
@@ -170,7 +170,8 @@ def _evaluated(record: dict[str, Any]) -> str:
     said = (
         f"<p>{html.escape(record['catalogue'])}: {record['num_rows']} rows of "
         f"{record['num_objects']} objects, opening {record['opening']} of this catalogue with this "
-        f"model. Labels allow at most {record['ceiling']:.3f}.</p>"
+        f"model. From the image alone, labels that contradict each other allow at most "
+        f"{record['ceiling']:.3f}.</p>"
     )
     if seen := record.get("num_rows_seen"):
         said += (
