@@ -6,10 +6,10 @@
 __all__ = ['read_labelled', 'ask', 'evaluate_rows', 'seen_before', 'record_opening', 'evaluation_path', 'evaluate_run',
            'describe_evaluation']
 
-# %% ../nbs/32b_evaluation.ipynb #c8830952
+# %% ../nbs/32b_evaluation.ipynb #90f764bd
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

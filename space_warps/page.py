@@ -20,12 +20,19 @@ from .core import write_atomic
 from .history import SearchHistory
 from .report import BLUE, GREEN, ORANGE, describe, plot_accuracy_vs_depth
 
-# %% ../nbs/32d_page.ipynb #31e0eb9e
+# %% ../nbs/32d_page.ipynb #592fb00f
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#666666")
 
 
 def _plain(name: str) -> str:
     return name.replace("$", r"\$")  # or matplotlib reads it as a formula
+
+
+def _sheet(width: float, height: float) -> Figure:
+    "An empty figure, in inches, that no window shows."
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def plot_confusion(
@@ -35,8 +42,7 @@ def plot_confusion(
     counts, shares = record["confusion"]["counts"], record["confusion"]["by_truth"]
     names = record["classes"]
     side = max(3.2, 0.8 * len(names) + 1.4)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _sheet(side, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, (line, part) in enumerate(zip(counts, shares, strict=True)):
@@ -56,8 +62,7 @@ def plot_reliability(
     record: dict[str, Any],  # As `evaluate_run` gives it
 ) -> Figure:
     "How often it was right against how sure it was."
-    figure = Figure(figsize=(3.6, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _sheet(3.6, 3.2)
     axes = figure.subplots()
     points = record["reliability"]
     lowest = min((p[name] for p in points for name in ("confidence", "accuracy")), default=0)
@@ -68,13 +73,12 @@ def plot_reliability(
     axes.set_title(f"calibration error {record['ece']:.3f}", fontsize=9)
     return figure
 
-# %% ../nbs/32d_page.ipynb #c26e2fca
+# %% ../nbs/32d_page.ipynb #a720f54c
 def plot_curves(
     record: dict[str, Any],  # As `evaluate_run` gives it
 ) -> Figure:
     "ROC and purity against completeness, each class against the others."
-    figure = Figure(figsize=(6.8, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _sheet(6.8, 3.2)
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], ":", color="0.5")
     for (name, drawn), colour in zip(record["curves"].items(), COLOURS * 20, strict=False):
@@ -96,8 +100,7 @@ def plot_by_brightness(
     record: dict[str, Any],  # As `evaluate_run` gives it
 ) -> Figure:
     "Accuracy in bins of the signal-to-noise proxy."
-    figure = Figure(figsize=(3.6, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _sheet(3.6, 3.2)
     axes = figure.subplots()
     bins = record["by_signal_to_noise"]
     axes.bar(range(len(bins)), [row["accuracy"] for row in bins], color=BLUE, alpha=0.6)
