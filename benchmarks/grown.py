@@ -1,7 +1,8 @@
 """How good is the network that a search with its defaults grows, on objects it has never seen?
 
 Five folds of whole objects: each is the test set of one search with a seed of its own, whose other
-rows it splits into training and validation. Prints a line per search, then means and spread.
+rows it splits into training and validation. With `--test CSV` the test set is that file and every
+search sees the whole catalogue, with another seed. Prints a line per search, then means and spread.
 """
 
 import argparse
@@ -43,10 +44,14 @@ def split_catalogue(folder: Path, features: list[str], fold: int, into: Path) ->
     return paths
 
 
-def grow(folder: Path, features: list[str], fold: int, changes: dict[str, Any]) -> dict[str, Any]:
-    """Search on all folds but one and measure the network on that one."""
+def grow(
+    folder: Path, features: list[str], fold: int, changes: dict[str, Any], test: Path | None = None
+) -> dict[str, Any]:
+    """Search on all folds but one and measure the network on that one, or on a test set."""
     with tempfile.TemporaryDirectory() as place:
-        others, tested = split_catalogue(folder, features, fold, Path(place))
+        others, tested = folder / "annotations.csv", test
+        if tested is None:
+            others, tested = split_catalogue(folder, features, fold, Path(place))
         began = time.monotonic()
         loaders = create_train_val_dataloaders(
             others, folder / "images", Augment(), features=features, seed=fold
@@ -54,12 +59,12 @@ def grow(folder: Path, features: list[str], fold: int, changes: dict[str, Any]) 
         config = SearchConfig(**{"seed": fold, **changes})
         model, history = search(config, LocalRunner(*loaders, seed=fold))
         seconds = time.monotonic() - began
-        test = Space_Galaxi(
+        unseen = Space_Galaxi(
             tested, folder / "images", features=features, classes=history.empty.classes
         )
-        said = evaluate(model, DataLoader(test, 256))
+        said = evaluate(model, DataLoader(unseen, 256))
     answers = Answers(
-        said.scores.numpy(), said.labels.numpy(), test.catalogue.groups, history.empty.classes
+        said.scores.numpy(), said.labels.numpy(), unseen.catalogue.groups, history.empty.classes
     )
     found = measure(answers)
     final = history.final
@@ -86,6 +91,7 @@ def main() -> None:
     parser.add_argument("catalogue", type=Path, help="folder with annotations.csv and images/")
     parser.add_argument("--features", nargs="*", default=[], help="columns, none by default")
     parser.add_argument("--folds", nargs="*", type=int, default=list(range(NUM_FOLDS)))
+    parser.add_argument("--test", type=Path, help="a test set, instead of folds of the catalogue")
     parser.add_argument("--plain", action="store_true", help="the plain rule of greedy growth")
     parser.add_argument("--set", nargs="*", default=[], help="fields of SearchConfig, name=JSON")
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
@@ -94,7 +100,7 @@ def main() -> None:
     changes |= {word.split("=")[0]: json.loads(word.split("=", 1)[1]) for word in asked.set}
     rows = []
     for fold in asked.folds:
-        row = grow(asked.catalogue, asked.features, fold, changes)
+        row = grow(asked.catalogue, asked.features, fold, changes, asked.test)
         rows.append(row)
         shown = {name: value for name, value in row.items() if name not in ("scores", "labels")}
         print(json.dumps(shown), flush=True)
