@@ -27,6 +27,8 @@ setup(
     install_requires=facts["requirements"].split(),
     extras_require={
         "lab": facts["lab_requirements"].split(),
+        "tensorboard": facts["tensorboard_requirements"].split(),
+        "wandb": facts["wandb_requirements"].split(),
         "dev": facts["dev_requirements"].split(),
     },
     entry_points={

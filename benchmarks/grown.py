@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 
 from space_warps.augment import Augment
 from space_warps.dataset import Space_Galaxi
-from space_warps.history import PLAIN, SearchConfig
 from space_warps.loaders import create_train_val_dataloaders
 from space_warps.metrics import FIGURES, Answers, measure
 from space_warps.runner import LocalRunner
 from space_warps.search import search
+from space_warps.settings import PLAIN, SearchConfig
 from space_warps.train import evaluate
 
 NUM_FOLDS = 5

@@ -28,7 +28,8 @@ from space_warps.cutout import ImageEncoder
 from space_warps.dataset import Space_Galaxi, measure_scaling
 from space_warps.loaders import EpochSampler, iterate
 from space_warps.model import Architecture, ProgressiveModel
-from space_warps.train import TrainPlan, build_optimizer, build_schedule, evaluate, place_model
+from space_warps.plan import TrainPlan, build_optimizer, build_schedule
+from space_warps.train import evaluate, place_model
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from .cutout import ImageEncoder
 from .dataset import Batch, Space_Galaxi
 from .metrics import Answers, Array, measure
 from .model import Architecture, ProgressiveModel
-from .train import Diverged, TrainPlan, evaluate, train
+from .plan import TrainPlan
+from .train import Diverged, evaluate, train
 
 logger = logging.getLogger(__name__)
 

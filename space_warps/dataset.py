@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Transform', 'Batch', 'BatchTransform', 'apply_transform', 'Space_Galaxi', 'Scaling', 'measure_scaling']
 
-# %% ../nbs/02_dataset.ipynb #b8eba07c
+# %% ../nbs/02_dataset.ipynb #e5b7f6e3
 import copy
+import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def apply_transform(
             changed.append(single(image))
     return torch.stack(changed)
 
-# %% ../nbs/02_dataset.ipynb #f07fb518
+# %% ../nbs/02_dataset.ipynb #4a43ab77
 Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
@@ -153,6 +154,15 @@ class Space_Galaxi(Dataset[Batch]):
         other.transform = transform
         other._take(self.catalogue.select(places), self.rows.numpy()[places])
         return other
+
+    def sha256(self) -> str:
+        "Hash of the samples in their order: ids, pixels, labels and features."
+        digest = hashlib.sha256(repr((self.image_shape, self.classes)).encode())
+        digest.update("\n".join(self.catalogue.table["id"]).encode())
+        digest.update(self.labels.numpy().tobytes() + self.features.numpy().tobytes())
+        for start in range(0, len(self), 1024):
+            digest.update(self.pixels[self.rows[start : start + 1024]].numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['propose_finish', 'finish']
 
-# %% ../nbs/22b_finish.ipynb #82b3681b
-from collections.abc import Callable
+# %% ../nbs/22b_finish.ipynb #c03abf4e
+from collections.abc import Callable, Sequence
 
 from .core import derive_seed
 from .events import FinishEnded, FinishStarted, Observer
-from .history import Candidate, Finish, Outcome, SearchConfig, best_outcome
-from .runner import Runner
-from .snapshot import Snapshot
+from .history import Candidate, Finish, Outcome, best_outcome
+from .runner import Grown
+from .settings import SearchConfig
 
-# %% ../nbs/22b_finish.ipynb #678cecdd
+# %% ../nbs/22b_finish.ipynb #29db834a
 def propose_finish(
     config: SearchConfig,  # What the search does
     grown: Outcome,  # How the grown network was trained
+    branch: str = "main",  # The branch of the search that it ends
 ) -> tuple[Candidate, ...]:  # Continued first, then from scratch by seed
     "The trainings in full of a grown network."
     past = grown.candidate.inherited_epochs + grown.candidate.plan.epochs
@@ -26,39 +27,34 @@ def propose_finish(
     seeds = [derive_seed(config.seed, 0, place) for place in range(config.finish_seeds + 1)]
     plans = [config.plan(config.finish_epochs, first_epoch, seed) for seed in seeds]
     continued = Candidate(
-        depth, 0, blocks, plans[0], True, config.jitter, inherited_epochs=past, role="continued"
+        depth, 0, blocks, plans[0], True, config.jitter, past, "continued", branch
     )
     return continued, *(
-        Candidate(depth, place, blocks, plan, False, config.jitter, role="scratch")
+        Candidate(depth, place, blocks, plan, False, config.jitter, 0, "scratch", branch)
         for place, plan in enumerate(plans[1:])
     )
 
-# %% ../nbs/22b_finish.ipynb #14a75bc6
+# %% ../nbs/22b_finish.ipynb #01ce9d1d
 def finish(
     config: SearchConfig,  # What the search does
-    snapshot: Snapshot,  # The grown network
-    grown: Outcome,  # How it was trained
-    runner: Runner,  # Who trains
+    wave: Sequence[Candidate],  # The trainings in full
+    train_wave: Callable[[Sequence[Candidate]], Sequence[Grown]],  # Trains them, in any order
     emit: Observer,  # Told of what happens
-    should_stop: Callable[[], bool] = lambda: False,  # Asked before each batch
-) -> tuple[Finish, Snapshot]:  # What happened; the kept network
+) -> tuple[Finish, Grown | None]:  # What happened; the kept network, None where all have failed
     "Train a grown network in full; raises `Stopped` when asked to stop."
-    wave = propose_finish(config, grown)
     emit(FinishStarted(len(wave)))
-    done = {
-        outcome.candidate.name: (outcome, network)
-        for outcome, network in runner.run(wave, snapshot, emit, should_stop)
-    }
-    outcomes = tuple(done[candidate.name][0] for candidate in wave)
+    done = {grown.outcome.candidate.name: grown for grown in train_wave(wave) if grown.outcome}
+    trained = [done[candidate.name] for candidate in wave]
+    outcomes = tuple(grown.outcome for grown in trained if grown.outcome is not None)
     best = best_outcome(outcomes, config.compare)
     if best is None:
         failed = Finish(
             outcomes, None, f"all trainings failed; the first one: {outcomes[0].failed}"
         )
         emit(FinishEnded(failed))
-        return failed, snapshot
+        return failed, None
     others = ", ".join(f"{o.val_loss:.4f}" for o in outcomes if o is not best and not o.failed)
     reason = f"log-loss {best.val_loss:.4f}" + (f"; the others {others}" if others else "")
     finished = Finish(outcomes, outcomes.index(best), reason)
     emit(FinishEnded(finished))
-    return finished, done[best.candidate.name][1]
+    return finished, done[best.candidate.name]

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['split_groups', 'check_split', 'check_share', 'EpochSampler', 'set_epoch', 'create_train_val_dataloaders', 'hold_out',
-           'split_rows', 'iterate']
+           'split_rows', 'iterate', 'ValidationRows', 'validation_rows']
 
-# %% ../nbs/04_loaders.ipynb #df5f2c7d
+# %% ../nbs/04_loaders.ipynb #a7226aa4
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,20 @@ def iterate(
         raise InputError("the loader is not one of create_train_val_dataloaders; make it with that")
     for places in loader.batch_sampler:
         yield dataset.batch(torch.tensor(places), device)
+
+# %% ../nbs/04_loaders.ipynb #c5dfe07e
+@dataclass(frozen=True)
+class ValidationRows:
+    "Which rows networks are measured on, in the order of their answers."
+
+    ids: tuple[str, ...]
+    labels: npt.NDArray[np.int64]  # [rows] class of each row
+    groups: npt.NDArray[np.int64]  # [rows] rows of the same object share a number
+
+
+def validation_rows(
+    loader: DataLoader[Batch],  # Validation loader of `create_train_val_dataloaders`
+) -> ValidationRows:
+    "The rows of a loader that keeps their order."
+    catalogue = loader.dataset.catalogue  # type: ignore[attr-defined]
+    return ValidationRows(tuple(catalogue.table["id"]), catalogue.labels, catalogue.groups)

@@ -127,7 +127,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
     return f"<table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
-# %% ../nbs/32d_page.ipynb #a4ab1997
+# %% ../nbs/32d_page.ipynb #95af3f08
 def _growth(summary: dict[str, Any]) -> str:
     rows = []
     for step in summary["steps"]:
@@ -135,10 +135,22 @@ def _growth(summary: dict[str, Any]) -> str:
             said = tried["failed"] or f"{tried['val_accuracy']:.3f}"
             loss = "" if tried["failed"] else f"{tried['val_log_loss']:.3f}"
             epochs = f"{tried['epochs']} + {tried['inherited_epochs']}"
-            rows.append([step["depth"], tried["k"], said, loss, f"{tried['params']:,}", epochs])
-        rows.append([step["depth"], step["decision"], step["reason"], "", "", ""])
+            line = [step["depth"], tried["k"], said, loss, f"{tried['params']:,}", epochs]
+            rows.append([*line, _verdict(tried.get("against_control"))])
+        rows.append([step["depth"], step["decision"], step["reason"], "", "", "", ""])
     head = ["depth", "k", "accuracy", "log-loss", "parameters", "epochs + inherited"]
-    return _table(head, rows)
+    return _table([*head, "against the control (95% interval)"], rows)
+
+
+def _verdict(test: dict[str, Any] | None) -> str:
+    if test is None:
+        return ""
+    gain, low, high = (100 * test[name] for name in ("gain", "gain_low", "gain_high"))
+    least = 100 * test["detectable"]
+    return (
+        f"{test['verdict']}: {gain:+.1f} points ({low:+.1f} to {high:+.1f}); "
+        f"from {least:.1f} on it could show"
+    )
 
 
 def _finishing(finish: dict[str, Any] | None) -> str:

@@ -24,12 +24,12 @@ from space_warps.events import (
 )
 from .history import Candidate, Finish, Role, Step, accuracy_interval
 
-# %% ../nbs/31a_progress.ipynb #f6744538
+# %% ../nbs/31a_progress.ipynb #13fe393a
 def describe_step(
     step: Step,  # What happened at a depth
     num_val: int | None = None,  # Validation rows, for the interval
 ) -> str:
-    "A decided depth in one line: what was taken, how good it is, and the control beside it."
+    "A decided depth in one line: what was taken, how good it is, and what the control says."
     control = f"control {step.control.val_acc:.3f}" if not step.control.failed else "control failed"
     taken = step.taken
     if taken is None:
@@ -38,6 +38,9 @@ def describe_step(
     if num_val:
         low, high = accuracy_interval(taken.val_acc, num_val)
         interval = f" ({low:.3f} to {high:.3f})"
+    if test := step.test_of(taken):
+        gain, low, high = (100 * share for share in (test.gain, test.gain_low, test.gain_high))
+        control += f": {test.verdict}, {gain:+.1f} points ({low:+.1f} to {high:+.1f})"
     k = taken.candidate.blocks[-1].k
     verb = "took" if step.decision.kind == "accept" else "no gain yet, holds"
     return (
@@ -57,7 +60,7 @@ def describe_finish(
     rest = f" (beside it {', '.join(told)})" if told else ""
     return f"finish: kept {finish.kept.candidate.role} {finish.kept.val_acc:.3f}{rest}"
 
-# %% ../nbs/31a_progress.ipynb #6aba6be3
+# %% ../nbs/31a_progress.ipynb #63ca2e24
 def _short_name(candidate: Candidate) -> str:
     return f"k={candidate.blocks[-1].k}" if candidate.role == "candidate" else candidate.role
 
@@ -90,7 +93,8 @@ class ProgressBar:
             self.epochs.update()
         elif isinstance(event, CandidateEnded):
             self.epochs.close()
-            self.candidates.update()
+            if self.candidates is not None:  # a resumed search may train one before its first depth
+                self.candidates.update()
         elif isinstance(event, StepEnded):
             self.candidates.close()
             tqdm.write(describe_step(event.step, self.num_val), file=self.file)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'summarise', 'plot_accuracy_vs_depth', 'write_report', 'describe']
 
-# %% ../nbs/30_report.ipynb #7ec1da9b
+# %% ../nbs/30_report.ipynb #2af898aa
 import io
 import statistics
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .core import write_atomic, write_json
+from .core import to_json, write_atomic, write_json
 from .history import Finish, Outcome, SearchHistory, Step, accuracy_interval
 
-# %% ../nbs/30_report.ipynb #b6a99322
+# %% ../nbs/30_report.ipynb #c7fa612d
 def summarise(
     history: SearchHistory,  # The story of a search
     model_sha256: str,  # Of model.safetensors
@@ -40,6 +40,7 @@ def summarise(
         "classes": list(history.empty.classes),
         "features": list(history.empty.feature_names),
         "seed": history.config.seed,
+        "branch": history.branch,
         "num_train": history.num_train,
         "num_val": history.num_val,
         "stopped": history.stopped,
@@ -70,8 +71,15 @@ def _step(step: Step) -> dict[str, Any]:
         "depth": step.depth,
         "decision": step.decision.kind,
         "reason": step.decision.reason,
+        "by": step.decision.by,
+        "note": step.decision.note,
         "candidates": [
-            {"k": outcome.candidate.blocks[-1].k, **_training(outcome)} for outcome in step.outcomes
+            {
+                "k": outcome.candidate.blocks[-1].k,
+                **_training(outcome),
+                "against_control": to_json(step.test_of(outcome)),
+            }
+            for outcome in step.outcomes
         ],
         "control": _training(step.control),
     }

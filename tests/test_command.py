@@ -17,19 +17,23 @@ from PIL import Image
 from space_warps.cli import main
 from space_warps.config import read_config, to_config
 from space_warps.core import sha256_file
+from space_warps.environment import describe_environment
 from space_warps.events import CandidateEnded, Event
-from space_warps.history import PLAIN, SearchConfig
 from space_warps.loaders import create_train_val_dataloaders
 from space_warps.runner import LocalRunner
-from space_warps.runs import RunFolder, describe_environment, read_history
+from space_warps.runs import RunFolder
 from space_warps.search import search
+from space_warps.settings import PLAIN, SearchConfig
 from space_warps.snapshot import load_snapshot
 from space_warps.train import evaluate
+from space_warps.tree import read_history
 
 FILES = {
+    ".lock",
     "config.yaml",
     "environment.json",
     "events.jsonl",
+    "validation.csv",
     "model.safetensors",
     "model.json",
     "progressive_summary.json",
@@ -71,7 +75,8 @@ def run_search(tiny: Tiny, run: Path, *words: str) -> dict:
 
 def weights_in(run: Path) -> list[str]:
     """Which networks are kept in a run's folders."""
-    return sorted(str(path.relative_to(run).with_suffix("")) for path in run.glob("*/*"))
+    found = [path for path in run.glob("*/*.safetensors") if ".scores" not in path.name]
+    return sorted(str(path.relative_to(run).with_suffix("")) for path in found)
 
 
 @pytest.mark.parametrize("words", [[], ["search.finish=false"]])
@@ -83,7 +88,8 @@ def test_a_run_leaves_its_files_and_keys(
     assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} == FILES
     assert set(KEYS) <= set(summary)
     history = read_history(tmp_path / "run")
-    kept = {outcome.candidate.name for outcome in (*history.accepted, history.final)}
+    taken = [step.taken for step in history.steps if step.taken is not None]
+    kept = {outcome.candidate.name for outcome in (*taken, history.final)}
     assert weights_in(tmp_path / "run") == sorted(kept)
     assert any(name.startswith("finish/") for name in kept) == (not words)
     assert (summary["finish"] is None) == bool(words)
@@ -238,7 +244,7 @@ def test_a_stop_between_the_trainings_in_full_leaves_the_grown_network(
     keep = RunFolder(run, describe_environment(tiny.csv_path, "cpu"))
     _, history = search(config, runner, observers=[keep, listen], should_stop=lambda: bool(told))
     assert told and history.finish is None and history.final is history.accepted[-1]
-    assert weights_in(run) == ["step_01/candidate_00"] and not (run / "finish").exists()
+    assert weights_in(run) == ["finish/continued_00", "step_01/candidate_00"], "both can be used"
     measured = evaluate(load_snapshot(run).model(), runner.val_loader)
     assert measured.accuracy == keep.summary["final_val_accuracy"]
 

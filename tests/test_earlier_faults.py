@@ -12,14 +12,17 @@ from conftest import Catalogue, Tiny
 
 from space_warps.augment import STRONG_AUGMENT, Augment
 from space_warps.blocks import BlockSpec
+from space_warps.depth import propose
 from space_warps.events import CandidateEnded, Event, SearchEnded
-from space_warps.history import PLAIN, Outcome, SearchConfig, SearchHistory
+from space_warps.history import SearchHistory
 from space_warps.loaders import create_train_val_dataloaders
 from space_warps.model import ProgressiveModel
-from space_warps.runner import LocalRunner, first_weights
-from space_warps.search import Grown, progressive_architecture_search, propose, search
+from space_warps.plan import TrainPlan
+from space_warps.runner import Grown, LocalRunner, first_weights
+from space_warps.search import progressive_architecture_search, search
+from space_warps.settings import PLAIN, SearchConfig
 from space_warps.snapshot import Snapshot, clone_weights
-from space_warps.train import TrainPlan, evaluate, train
+from space_warps.train import evaluate, train
 
 ASKED: dict[str, Any] = {
     "max_layers": 3,
@@ -45,14 +48,17 @@ class Graded:
 
     def __init__(self, runner: LocalRunner, marks: dict[int, tuple[float, float]]) -> None:
         self.runner, self.marks = runner, marks
-        self.empty, self.num_train, self.num_val = runner.empty, runner.num_train, runner.num_val
+        self.empty, self.val_rows = runner.empty, runner.val_rows
+        self.num_train, self.num_val = runner.num_train, runner.num_val
 
-    def run(self, *asked: Any) -> Iterator[tuple[Outcome, Snapshot]]:
-        for outcome, snapshot in self.runner.run(*asked):
+    def run(self, *asked: Any) -> Iterator[Grown]:
+        for grown in self.runner.run(*asked):
+            outcome = grown.outcome
+            assert outcome is not None
             mark = self.marks.get(outcome.candidate.depth)
             if mark is not None and outcome.candidate.role == "candidate":
                 outcome = replace(outcome, val_acc=mark[0], val_loss=mark[1])
-            yield outcome, snapshot
+            yield replace(grown, outcome=outcome)
 
 
 GOOD, FAIR, BAD = (1.0, 1e-6), (0.5, 1.0), (0.0, 9.0)  # accuracy, log-loss

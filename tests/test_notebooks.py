@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from nbdev.test import test_nb
 passed, _ = test_nb(Path(sys.argv[1]), skip_flags=["slow"], basepath=sys.argv[2])
-sys.exit(not passed)
+sys.exit(int(not passed))
 """
 
 
