@@ -6,7 +6,7 @@
 __all__ = ['check_new_folder', 'open_again', 'RunFolder', 'write_rows', 'store_answer', 'store_checkpoint', 'record_turn',
            'rewrite_report']
 
-# %% ../nbs/31e_runs.ipynb #33b37890
+# %% ../nbs/31e_runs.ipynb #a771efbc
 import os
 import time
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ from .report import write_report
 from .snapshot import save_snapshot, weights_to_bytes
 from .tree import RunRecord, going_on, read_history
 
-# %% ../nbs/31e_runs.ipynb #6c7a4dc0
+# %% ../nbs/31e_runs.ipynb #d610d45d
 def check_new_folder(
     folder: str | Path,  # Where a run shall be written
 ) -> Path:
@@ -61,6 +61,8 @@ def open_again(
     journal, record = Journal(path), RunRecord()
     try:
         journal.cut_torn_line()
+        for unfinished in path.rglob(".*.part"):  # of a process that was killed while it wrote
+            unfinished.unlink()
         for event in read_events(path) if journal.path.exists() else []:
             record.add(event)
     except BaseException:
@@ -68,7 +70,7 @@ def open_again(
         raise
     return journal, record
 
-# %% ../nbs/31e_runs.ipynb #b5838b96
+# %% ../nbs/31e_runs.ipynb #f0382562
 class RunFolder:
     "Writes a search to a folder as it happens; `past` is what it can go on from."
 

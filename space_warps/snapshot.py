@@ -5,18 +5,27 @@
 # %% auto #0
 __all__ = ['Weights', 'Snapshot', 'clone_weights', 'take_snapshot', 'weights_to_bytes', 'save_snapshot', 'load_snapshot']
 
-# %% ../nbs/11b_snapshot.ipynb #715d726a
+# %% ../nbs/11b_snapshot.ipynb #ed15a7db
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from .core import InputError, from_json, sha256_file, to_json, write_atomic, write_json
+from space_warps.core import (
+    InputError,
+    canonical_json,
+    from_json,
+    to_json,
+    write_atomic,
+    write_json,
+)
 from .model import Architecture, ProgressiveModel
 
 # %% ../nbs/11b_snapshot.ipynb #5acefe8d
@@ -53,7 +62,7 @@ def take_snapshot(
     "The network as it is now."
     return Snapshot(model.architecture, clone_weights(model))
 
-# %% ../nbs/11b_snapshot.ipynb #42806abe
+# %% ../nbs/11b_snapshot.ipynb #15dcc5b9
 def weights_to_bytes(
     weights: Weights,  # Every tensor by name
 ) -> bytes:  # In the safetensors format
@@ -68,8 +77,12 @@ def save_snapshot(
     "Write model.safetensors and model.json."
     sha256 = write_atomic(Path(folder) / "model.safetensors", weights_to_bytes(snapshot.weights))
     about = {"weights_sha256": sha256, "architecture": to_json(snapshot.architecture)}
-    write_json(Path(folder) / "model.json", about)
+    write_json(Path(folder) / "model.json", {**about, "sha256": _content_sha256(about)})
     return sha256
+
+
+def _content_sha256(about: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(about).encode()).hexdigest()
 
 
 def load_snapshot(
@@ -83,11 +96,13 @@ def load_snapshot(
     try:
         about = json.loads(described.read_text(encoding="utf-8"))
         architecture = from_json(about["architecture"], Architecture)
-        expected = about["weights_sha256"]
+        own, expected = about.pop("sha256"), about["weights_sha256"]
         content = stored.read_bytes()
         weights = load_tensors(content)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder} holds no readable model: {error}") from error
-    if sha256_file(stored) != expected:
+    if own != _content_sha256(about):
+        raise InputError(f"{described} was changed; restore it")
+    if hashlib.sha256(content).hexdigest() != expected:
         raise InputError(f"{stored} is not the file that {described.name} speaks of; restore it")
     return Snapshot(architecture, weights)

@@ -1,0 +1,352 @@
+"""A run that is stopped, killed or damaged goes on to the same bits; a person can take it back."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import ROOT, Tiny
+
+from space_warps.cli import main
+from space_warps.core import sha256_file
+from space_warps.journal import read_events
+from space_warps.tree import RunTree, read_history
+
+QUICK = [
+    "search.max_layers=2",
+    "search.k_candidates=[4,8]",
+    "search.epochs_per_eval=2",
+    "search.finish_epochs=3",
+    "data.train_ratio=0.7",
+    "data.features=[]",
+    "run.checkpoint_s=0",
+]
+
+
+def grow(tiny: Tiny, run: Path, *words: str) -> dict[str, object]:
+    """Run the command and read the summary."""
+    assert main(["search", *tiny.words(), f"run.dir={run}", *QUICK, *words]) == 0
+    return json.loads((run / "progressive_summary.json").read_text())
+
+
+def go_on(run: Path, *words: str) -> int:
+    """Exit code of a search that goes on."""
+    return main(["search", f"run.dir={run}", "run.resume=true", *words])
+
+
+def start(tiny: Tiny, run: Path) -> subprocess.Popen[str]:
+    """A search in a process of its own, with as many threads as this one."""
+    words = [*tiny.words(), f"run.dir={run}", *QUICK]
+    return subprocess.Popen(
+        [sys.executable, "-m", "space_warps.cli", "search", *words],
+        cwd=run.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+
+
+def wait_for(searching: subprocess.Popen[str], run: Path, event: bytes) -> None:
+    """Until an event of that kind is on the disk."""
+    journal = run / "events.jsonl"
+    while not journal.exists() or event not in journal.read_bytes():
+        assert searching.poll() is None, searching.communicate()
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def faults() -> Iterator[ModuleType]:
+    """The script that counts what a run survives; it forks, so it has one thread."""
+    spec = importlib.util.spec_from_file_location("faults", ROOT / "benchmarks/faults.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["faults"] = module
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    spec.loader.exec_module(module)
+    yield module
+    torch.set_num_threads(before)
+    del sys.modules["faults"]
+
+
+def test_faults_of_the_machine(faults: ModuleType, tmp_path: Path) -> None:
+    bench = faults.prepare(tmp_path)
+    flips = faults.bit_flip_trials(bench, 50)
+    assert flips["accepted"] == 0 and flips["refused"] >= 45
+    torn = faults.torn_line_trials(bench, resumed_every=150)
+    assert torn["read_rightly"] == torn["trials"] > 500
+    assert torn["identical"] == torn["resumed"] >= 4
+    full = faults.full_disk_trials(bench, every=6)
+    assert full["errors"] == full["identical"] == full["trials"] >= 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forked")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_killed_searches_end_with_the_same_bits(faults: ModuleType, tmp_path: Path) -> None:
+    bench = faults.prepare(tmp_path)
+    found = faults.kill_trials(bench, 10)
+    assert found["identical"] == found["trials"] == 10
+    assert found["kills"] >= 3, "nothing was disturbed"
+
+
+@pytest.mark.parametrize(
+    ("event", "number"),
+    [(b"EpochEnded", signal.SIGTERM), (b"FinishStarted", signal.SIGINT)],
+)
+def test_a_stopped_search_goes_on_to_the_same_bits(
+    tiny: Tiny, tmp_path: Path, event: bytes, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, run = grow(tiny, tmp_path / "whole"), tmp_path / "run"
+    searching = start(tiny, run)
+    wait_for(searching, run, event)
+    searching.send_signal(number)
+    said, _ = searching.communicate(timeout=60)
+    assert searching.returncode == 128 + number
+    assert f"to go on: space-warps search run.dir={run} run.resume=true" in said
+    assert "asked to stop" in read_history(run).stopped
+    capsys.readouterr()
+    assert go_on(run) == 0
+    assert "going on after" in capsys.readouterr().out
+    again = json.loads((run / "progressive_summary.json").read_text())
+    for key in ("history_sha256", "model_sha256", "stopped", "finish", "steps"):
+        assert again[key] == whole[key]
+    assert go_on(run) == 0
+    assert "has come to its end" in capsys.readouterr().out
+
+
+def test_a_second_interrupt_ends_at_once_and_the_search_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+    whole, run = grow(tiny, tmp_path / "whole"), tmp_path / "run"
+    code = (
+        "import os, signal, sys\n"
+        "import space_warps.train as train\n"
+        "from space_warps.cli import main\n"
+        "step, seen = train.take_step, []\n"
+        "def twice(*given):\n"
+        "    seen.append(1)\n"
+        "    if len(seen) == 12:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return step(*given)\n"
+        "train.take_step = twice\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["search", *tiny.words(), f"run.dir={run}", *QUICK]
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=threads
+    )
+    assert done.returncode == 130, done.stderr
+    assert "SearchEnded" not in (run / "events.jsonl").read_text()
+    assert go_on(run) == 0
+    again = json.loads((run / "progressive_summary.json").read_text())
+    assert again["model_sha256"] == whole["model_sha256"]
+
+
+def test_two_searches_cannot_share_a_folder(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    searching = start(tiny, run)
+    wait_for(searching, run, b"CandidateStarted")
+    assert go_on(run) == 2
+    assert "is being written to by another search" in capsys.readouterr().err
+    assert main(["search", *tiny.words(), f"run.dir={run}", *QUICK]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    searching.kill()
+    searching.communicate()
+    assert go_on(run) == 0, "the lock went with the process"
+
+
+def cut_after(run: Path, event: str) -> None:
+    """As if the machine had gone down after the first event of that kind."""
+    lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
+    kinds = [told["event"] for told in read_events(run)]
+    (run / "events.jsonl").write_bytes(b"".join(lines[: kinds.index(event) + 1]))
+
+
+@pytest.mark.parametrize("fault", ["changed", "deleted"])
+def test_an_image_that_is_not_what_it_was(
+    tiny: Tiny, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    whole = grow(tiny, run)
+    cut_after(run, "StepEnded")
+    content = tiny.image(5).read_bytes()
+    if fault == "changed":
+        shutil.copy(tiny.image(6), tiny.image(5))
+    else:
+        tiny.image(5).unlink()
+    capsys.readouterr()
+    assert go_on(run) == 2
+    said = capsys.readouterr().err
+    assert ("rows_sha256 differs" if fault == "changed" else tiny.image(5).name[:20]) in said
+    tiny.image(5).write_bytes(content)
+    assert go_on(run) == 0
+    again = json.loads((run / "progressive_summary.json").read_text())
+    assert again["model_sha256"] == whole["model_sha256"]
+
+
+def test_elsewhere_it_goes_on_only_when_told(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    grow(tiny, run)
+    cut_after(run, "StepEnded")
+    environment = json.loads((run / "environment.json").read_text())
+    assert {"threads", "device", "packages", "rows_sha256", "commit"} <= set(environment)
+    environment["threads"] = 99
+    environment["packages"]["torch"] = "1.0"
+    (run / "environment.json").write_text(json.dumps(environment))
+    capsys.readouterr()
+    assert go_on(run) == 2
+    said = capsys.readouterr().err
+    assert "threads was 99 and is" in said and "torch was 1.0 and is" in said
+    assert "sums are taken in another order" in said and "run.accept_changes=true" in said
+    assert go_on(run, "run.accept_changes=true") == 0
+    assert "other bits may follow: threads was 99" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["search.lr=0.1"], "search.lr cannot change when a search goes on"),
+        (["run.keep=some"], "keep is winners or all"),
+    ],
+)
+def test_what_a_resumed_search_refuses(
+    tiny: Tiny, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    grow(tiny, run)
+    cut_after(run, "StepEnded")
+    capsys.readouterr()
+    assert go_on(run, *words) == 2
+    assert said in capsys.readouterr().err
+    assert go_on(run) == 0
+
+
+@pytest.mark.parametrize("folder", ["none", "images"])
+def test_a_folder_that_is_no_run_is_left_alone(
+    tiny: Tiny, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tiny.img_dir_path if folder == "images" else tmp_path / "none"
+    assert go_on(place) == 2
+    assert "give the folder of a run" in capsys.readouterr().err
+    assert not (place / ".lock").exists()
+
+
+def test_a_folder_that_cannot_be_written_to(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    grow(tiny, run)
+    cut_after(run, "StepEnded")
+    (run / "events.jsonl").rename(run / "kept.jsonl")
+    (run / "events.jsonl").mkdir()  # stands for a file that nobody may write, which root may
+    before = sorted(path.name for path in run.iterdir())
+    capsys.readouterr()
+    assert go_on(run) == 2
+    assert "events.jsonl" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_a_clock_that_is_set_back(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = grow(tiny, tmp_path / "whole")
+    hours = iter(range(10**6, 0, -1))
+    monkeypatch.setattr(time, "time", lambda: 3600.0 * next(hours))
+    assert grow(tiny, tmp_path / "run")["history_sha256"] == whole["history_sha256"]
+
+
+def test_a_changed_blob_is_refused_and_a_missing_one_made_again(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    whole = grow(tiny, run, "run.keep=all")
+    cut_after(run, "StepEnded")
+    taken = read_history(run).steps[0].taken
+    assert taken is not None
+    blob = run / f"{taken.candidate.name}.safetensors"
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    capsys.readouterr()
+    assert go_on(run) == 2
+    assert "is not the file that the run wrote" in capsys.readouterr().err
+    blob.unlink()
+    assert go_on(run) == 0
+    assert sha256_file(blob) == taken.weights_sha256
+    again = json.loads((run / "progressive_summary.json").read_text())
+    assert again["model_sha256"] == whole["model_sha256"]
+
+
+def test_back_on_a_branch_and_replayed(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    whole = grow(tiny, run)
+    first = read_history(run).steps[0]
+    assert first.taken is not None
+    other = 1 - first.taken.candidate.index
+    words = [f"run.dir={run}", "step=1", "branch=other", f"take={other}", "note=what if, then?"]
+    assert main(["branch", *words, "search.patience=0"]) == 0
+    assert go_on(run) == 0
+    capsys.readouterr()
+    assert main(["tree", f"run.dir={run}"]) == 0
+    told = capsys.readouterr().out
+    assert "what if, then?" in told and "patience=0" in told and told.count("(ended: ") == 2
+    tree = RunTree(run)
+    branches = {node.history.branch for node in tree.record.nodes}
+    assert branches == {"main", "other"}
+    assert tree.at(1).outcome == first.taken, "the first way is as it was"
+    assert tree.at(1).model().num_params == first.taken.num_params
+    assert read_history(run).steps[0].decision.by == "person"
+    assert read_history(run).config.patience == 0
+    ended = json.loads((run / "progressive_summary.json").read_text())
+    assert (ended["branch"], ended["history_sha256"] == whole["history_sha256"]) == ("other", False)
+    for step in ("1", "2", "finish")[: 1 + len(read_history(run).steps)]:
+        assert main(["replay", f"run.dir={run}", f"step={step}"]) == 0
+        assert "identical" in capsys.readouterr().out
+    for words, said in (
+        (["branch", "step=1", "branch=other"], "there is a branch other already"),
+        (["branch", "step=9", "branch=new"], "there is no step 9"),
+        (["branch", "step=1", "branch=a/b"], "up to 40 letters"),
+        (["branch", "step=1", "branch=new", "search.lr=-1"], "lr is a learning rate above 0"),
+        (["undo", "step=up"], "step is a depth"),
+        (["replay", "step=9"], "no step 9"),
+    ):
+        assert main([words[0], f"run.dir={run}", *words[1:]]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_replay_says_what_differs(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    grow(tiny, run)
+    for row in (8, 11):
+        shutil.copy(tiny.image(5), tiny.image(row))
+    capsys.readouterr()
+    assert main(["replay", f"run.dir={run}", "step=1"]) == 1
+    said = capsys.readouterr().out
+    assert "step_01/control differs: " in said and "weights " in said
+    assert "rows_sha256 differs" in said
+
+
+def test_a_tracker_follows_from_the_command(tiny: Tiny, tmp_path: Path) -> None:
+    grow(tiny, tmp_path / "run", "track=tensorboard")
+    written = list((tmp_path / "run/tensorboard").rglob("events.out.tfevents.*"))
+    assert len(written) > 5
+    assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'b'}", "track=paper"]) == 2
+    assert not (tmp_path / "b").exists()
