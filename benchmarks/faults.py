@@ -31,12 +31,13 @@ from space_warps.core import InputError, sha256_file
 from space_warps.environment import describe_environment
 from space_warps.journal import read_events
 from space_warps.loaders import create_train_val_dataloaders
+from space_warps.record import read_history, stored_rows, stored_scores, stored_snapshot
 from space_warps.runner import LocalRunner
 from space_warps.runs import RunFolder
 from space_warps.search import search
 from space_warps.settings import SearchConfig
 from space_warps.snapshot import load_snapshot
-from space_warps.tree import RunTree, read_history
+from space_warps.tree import RunTree
 
 CONFIG = SearchConfig(max_layers=2, k_candidates=(3, 4), epochs_per_eval=2, finish_epochs=4)
 MADE_AGAIN = {".lock", "events.jsonl", "progressive_summary.json", "environment.json"}
@@ -202,7 +203,7 @@ def torn_line_trials(bench: Bench, resumed_every: int = 50) -> dict[str, int]:
 def everything_in(run: Path) -> list[Any]:
     """All that can be read from a run; raises `InputError` where something was changed."""
     tree = RunTree(run)
-    rows = tree.val_rows()
+    rows = stored_rows(run, tree.record)
     read: list[Any] = [read_events(run), rows.ids, rows.labels.tolist()]
     for node in tree.record.nodes[1:]:
         if node.history.steps[-1].taken is not None:
@@ -210,9 +211,12 @@ def everything_in(run: Path) -> list[Any]:
                 {n: t.tolist() for n, t in tree.at(node.number).model().state_dict().items()}
             )
     for known in tree.record.answers.values():
-        read.append(tree.scores(known.outcome).tolist())
+        read.append(stored_scores(run, tree.record, known.outcome).tolist())
     kept = [end.final for end in tree.record.ends.values() if end.final is not None]
-    read += [{n: t.tolist() for n, t in tree.snapshot(final).weights.items()} for final in kept]
+    read += [
+        {n: t.tolist() for n, t in stored_snapshot(run, tree.record, final).weights.items()}
+        for final in kept
+    ]
     model = load_snapshot(run)
     return [*read, repr(model.architecture), {n: t.tolist() for n, t in model.weights.items()}]
 

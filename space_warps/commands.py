@@ -39,6 +39,7 @@ from space_warps.inputs import (
 )
 from .page import write_page
 from .progress import ProgressBar
+from .record import read_history
 from .report import describe
 from .runner import LocalRunner
 from .runs import RunFolder, check_new_folder, rewrite_report
@@ -47,7 +48,6 @@ from .settings import SearchConfig
 from .simulate import sample_catalogue, simulate
 from .snapshot import load_snapshot
 from .trackers import open_tracker
-from .tree import read_history
 
 # %% ../nbs/42c_commands.ipynb #c062b95b
 def run_search(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_tree', 'run_replay', 'run_undo', 'run_branch']
 
-# %% ../nbs/42d_steering.ipynb #b1f0f8bd
+# %% ../nbs/42d_steering.ipynb #ba18e7af
 from pathlib import Path
 
 from .commands import make_runner
@@ -15,9 +15,10 @@ from .environment import describe_environment
 from .history import Turn
 from .inputs import catalogue_paths, read_rows
 from .past import RunPast, changes_since
+from .record import going_on, read_record
 from .replay import compare_outcomes, replay
 from .runs import record_turn
-from .tree import RunTree, describe_tree, going_on, read_record
+from .tree import RunTree, describe_tree
 
 # %% ../nbs/42d_steering.ipynb #4f018505
 def run_tree(config: Config) -> None:

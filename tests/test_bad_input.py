@@ -310,7 +310,7 @@ def test_disk_full(
     assert main(["search", *words]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device" in said and ".safetensors" in said
-    from space_warps.tree import read_history
+    from space_warps.record import read_history
 
     assert len(read_history(run).steps) == 1
     assert not list(run.rglob("*.part"))

@@ -20,13 +20,13 @@ from space_warps.core import sha256_file
 from space_warps.environment import describe_environment
 from space_warps.events import CandidateEnded, Event
 from space_warps.loaders import create_train_val_dataloaders
+from space_warps.record import read_history
 from space_warps.runner import LocalRunner
 from space_warps.runs import RunFolder
 from space_warps.search import search
 from space_warps.settings import PLAIN, SearchConfig
 from space_warps.snapshot import load_snapshot
 from space_warps.train import evaluate
-from space_warps.tree import read_history
 
 FILES = {
     ".lock",

@@ -19,7 +19,8 @@ from conftest import ROOT, Tiny
 from space_warps.cli import main
 from space_warps.core import sha256_file
 from space_warps.journal import read_events
-from space_warps.tree import RunTree, read_history
+from space_warps.record import read_history
+from space_warps.tree import RunTree
 
 QUICK = [
     "search.max_layers=2",
