@@ -1,0 +1,146 @@
+"""The loop that a good user would write today, as the measure of ours.
+
+A dataset that opens each image with PIL and augments it with torchvision's transforms, a DataLoader
+with workers, a network in float32 as the architecture is written down (convolution, BatchNorm, ReLU,
+dropout, pooling), AdamW with a one-cycle rate, and a validation after each epoch. Same architecture,
+same first weights, same rows in the same order as ours.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from space_warps.augment import Augment
+from space_warps.dataset import Space_Galaxi
+from space_warps.loaders import EpochSampler
+from space_warps.model import ProgressiveModel
+from space_warps.plan import TrainPlan
+
+
+class PlainDataset(Dataset[tuple[Tensor, int, Tensor]]):
+    """One image from disk at a time."""
+
+    def __init__(self, data: Space_Galaxi, augment: Augment | None) -> None:
+        channels, height, width = data.image_shape
+        self.paths = data.catalogue.paths
+        self.labels = data.labels.tolist()
+        self.features = data.features
+        self.mode = "L" if channels == 1 else "RGB"
+        steps: list[nn.Module] = [v2.ToImage(), v2.Resize((height, width), antialias=True)]
+        if augment is not None:
+            share = augment.shift / width, augment.shift / height
+            steps += [
+                v2.RandomHorizontalFlip(),
+                v2.RandomVerticalFlip(),
+                v2.RandomChoice([v2.RandomRotation((turn, turn)) for turn in (0, 90, 180, 270)]),
+                v2.RandomAffine(0, translate=share),
+            ]
+        self.transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int, Tensor]:
+        with Image.open(self.paths[place]) as image:
+            pixels = self.transform(image.convert(self.mode))
+        return pixels, self.labels[place], self.features[place]
+
+
+class PlainBlocks(nn.Module):
+    """The blocks as they are written down: the maximum is taken last."""
+
+    def __init__(self, block: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*block)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.layers(maps)  # type: ignore[no-any-return]
+
+
+class ReferenceLoop:
+    """Trains and measures a network, an epoch at a time."""
+
+    def __init__(
+        self,
+        model: ProgressiveModel,
+        loaders: tuple[DataLoader[Any], DataLoader[Any]],
+        plan: TrainPlan,
+        workers: int = 2,
+        device: str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        model.blocks = nn.ModuleList(PlainBlocks(block) for block in model.blocks)
+        self.model = model.to(self.device)
+        self.plan, self.epoch = plan, 0
+        train, val = loaders
+        self.sampler = EpochSampler(len(train.dataset), train.sampler.seed)  # type: ignore
+        many = {"num_workers": workers, "persistent_workers": workers > 0}
+        on_gpu = self.device.type == "cuda"
+        self.train_loader = DataLoader(
+            PlainDataset(train.dataset, train.dataset.transform),  # type: ignore
+            train.batch_size,
+            sampler=self.sampler,
+            drop_last=train.drop_last,
+            pin_memory=on_gpu,
+            **many,
+        )
+        self.val_loader = DataLoader(
+            PlainDataset(val.dataset, None),  # type: ignore
+            train.batch_size,
+            pin_memory=on_gpu,
+            **many,
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), plan.lr, weight_decay=plan.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, plan.lr, total_steps=10**6
+        )
+
+    def run_epoch(self) -> float:
+        """Train one epoch and measure; the accuracy on the validation rows."""
+        self.sampler.epoch = self.epoch
+        self.epoch += 1
+        self.model.train()
+        total = 0.0
+        for images, labels, features in self.train_loader:
+            images, labels = images.to(self.device), labels.to(self.device)
+            loss = functional.cross_entropy(
+                self.model(images, features.to(self.device)),
+                labels,
+                label_smoothing=self.plan.label_smoothing,
+            )
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            total += loss.item() * len(labels)
+        return self._measure()
+
+    def _measure(self) -> float:
+        self.model.eval()
+        right = num_rows = 0
+        with torch.no_grad():
+            for images, labels, features in self.val_loader:
+                said = self.model(images.to(self.device), features.to(self.device)).argmax(dim=1)
+                right += (said.cpu() == labels).sum().item()
+                num_rows += len(labels)
+        return right / num_rows
+
+
+def as_colour(source: Path, into: Path, num_rows: int, side: int) -> Path:
+    """A catalogue of colour images of another size, made of the first rows of a grey one."""
+    (into / "images").mkdir(parents=True)
+    lines = (source / "annotations.csv").read_text(encoding="utf-8").splitlines()[: num_rows + 1]
+    for line in lines[1:]:
+        name = line.split(",")[0]
+        with Image.open(source / f"images/{name}.jpg") as image:
+            image.convert("RGB").resize((side, side)).save(into / f"images/{name}.jpg", quality=90)
+    (into / "annotations.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return into
