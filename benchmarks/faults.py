@@ -212,7 +212,7 @@ def everything_in(run: Path) -> list[Any]:
             )
     for known in tree.record.answers.values():
         read.append(stored_scores(run, tree.record, known.outcome).tolist())
-    kept = [end.final for end in tree.record.ends.values() if end.final is not None]
+    kept = [end.final for _, end in tree.record.ends.values() if end.final is not None]
     read += [
         {n: t.tolist() for n, t in stored_snapshot(run, tree.record, final).weights.items()}
         for final in kept

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'StopOnSignal', 'usage', 'main']
 
-# %% ../nbs/42e_cli.ipynb #16cf3675
+# %% ../nbs/42e_cli.ipynb #72cc275c
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from omegaconf import OmegaConf
 
 from .commands import run_audit, run_evaluate, run_report, run_search, run_simulate
 from space_warps.config import (
+    check_keys,
     config_to_resume,
+    explain_keys,
     given_settings,
     known_keys,
     read_config,
@@ -25,7 +28,7 @@ from space_warps.config import (
 from .core import InputError
 from .steering import run_branch, run_replay, run_tree, run_undo
 
-# %% ../nbs/42e_cli.ipynb #12676b5b
+# %% ../nbs/42e_cli.ipynb #510f74e4
 class StopOnSignal:
     "True once SIGINT or SIGTERM came; a second SIGINT raises KeyboardInterrupt."
 
@@ -47,9 +50,10 @@ class StopOnSignal:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        print("\nstopping after this batch; press Ctrl-C again to end at once", file=sys.stderr)
+        said = "\nstopping after this batch; press Ctrl-C again to end at once\n"
+        os.write(2, said.encode())  # print may be in the middle of a line of its own
 
-# %% ../nbs/42e_cli.ipynb #1e7699fc
+# %% ../nbs/42e_cli.ipynb #78d7c70e
 COMMANDS = {
     "search": "grow a network on a catalogue and write a run folder",
     "evaluate": "measure the model of run.dir on a labelled catalogue",
@@ -68,12 +72,13 @@ def usage() -> str:
     lines = ["usage: space-warps COMMAND key=value ...", "", "commands:"]
     lines += [f"  {name:10}{said}" for name, said in COMMANDS.items()]
     lines += ["", "keys and defaults:"]
-    lines += [
-        f"  {key}={'null' if value is None else value}" for key, value in known_keys().items()
-    ]
+    meanings = explain_keys()
+    for key, value in known_keys().items():
+        set_to = f"  {key}={'null' if value is None else value}"
+        lines.append(f"{set_to:42}  {meanings.get(key, '')}".rstrip())
     return "\n".join([*lines, "", "without data.csv_path the simulated sample is used"])
 
-# %% ../nbs/42e_cli.ipynb #3dbe9c82
+# %% ../nbs/42e_cli.ipynb #d39c497d
 def main(
     words: Sequence[str] | None = None,  # Command and keys; None takes the command line's
 ) -> int:  # Exit code
@@ -107,6 +112,7 @@ def _run(command: str, words: Sequence[str]) -> int:
     if command not in COMMANDS:
         raise InputError(f"unknown command {command!r}; there are {', '.join(COMMANDS)}")
     tree = read_config(words)
+    check_keys(command, words)
     config = to_config(tree)
     if command == "search":
         config = config_to_resume(words) if config.run.resume else config
@@ -114,7 +120,7 @@ def _run(command: str, words: Sequence[str]) -> int:
             run_search(config, OmegaConf.to_yaml(tree), stop)
         return 128 + stop.received if stop.received is not None else 0
     if command == "replay":
-        return 0 if run_replay(config) else 1
+        return 0 if run_replay(config_to_resume(words, ["step"])) else 1
     if command == "branch":
         run_branch(config, given_settings(words))
         return 0

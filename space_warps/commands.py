@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_search', 'make_runner', 'run_evaluate', 'run_audit', 'run_simulate', 'run_report']
 
-# %% ../nbs/42c_commands.ipynb #45e01ca3
+# %% ../nbs/42c_commands.ipynb #fe02b3a2
 import json
 import sys
 import time
@@ -39,17 +39,17 @@ from space_warps.inputs import (
 )
 from .page import write_page
 from .progress import ProgressBar
-from .record import read_history
+from .record import RunRecord, going_on, read_history, read_record
 from .report import describe
 from .runner import LocalRunner
-from .runs import RunFolder, check_new_folder, rewrite_report
+from .runs import RunFolder, check_ended, check_new_folder, rewrite_report
 from .search import search
 from .settings import SearchConfig
 from .simulate import sample_catalogue, simulate
 from .snapshot import load_snapshot
 from .trackers import open_tracker
 
-# %% ../nbs/42c_commands.ipynb #c062b95b
+# %% ../nbs/42c_commands.ipynb #4e8a9b72
 def run_search(
     config: Config,  # What was asked
     text: str,  # The same as YAML, for the run folder
@@ -67,41 +67,72 @@ def run_search(
     loaders = read_rows(config, *paths)
     runner = make_runner(config, loaders)
     check_test(config, loaders, paths[1], runner.empty.architecture)
+    environment = describe_environment(paths[0], runner.device, loaders)
+    run = config.run
     keep = RunFolder(
         folder,
-        describe_environment(paths[0], runner.device, loaders),
+        environment,
         text,
-        resume=config.run.resume,
-        accept_changes=config.run.accept_changes,
-        keep=config.run.keep,
-        checkpoint_s=config.run.checkpoint_s,
+        resume=run.resume,
+        accept_changes=run.accept_changes,
+        keep=run.keep,
+        checkpoint_s=run.checkpoint_s,
     )
-    if keep.record.is_complete:
-        keep.close()
-        print(f"{folder} has come to its end; space-warps branch goes on from an earlier step")
-        return
-    _say_what_begins(keep, runner, paths[0], loaders)
     bars = ProgressBar(bars=sys.stderr.isatty())
-    observers: list[Observer] = [keep, bars, *trackers]
-    if config.data.test_share:
-        observers.append(write_share(config, keep.folder, *paths))
     try:
-        _, history = search(
-            plan, runner, observers=observers, should_stop=should_stop, resume=keep.past
-        )
+        observers: list[Observer] = [keep, bars, *trackers]
+        if config.data.test_share:
+            observers.append(write_share(config, folder, *paths))
+        if keep.record.is_complete:
+            _repeat_failure(keep.record)
+            print(f"{folder} has come to its end; space-warps branch goes on from an earlier step")
+        else:
+            _say_what_begins(keep, runner, paths[0], loaders)
+            search(plan, runner, observers=observers, should_stop=should_stop, resume=keep.past)
     finally:
         bars.close()
         keep.close()
-    print(describe(keep.summary))
-    write_page(history, keep.summary, folder)
-    tested = test_paths(config.data, folder, paths)
-    if tested and history.final is not None and not should_stop():
-        record = _measure(config, folder, *tested, catalogues_of(loaders))
-        print(f"on test rows, {tested[0]}:\n{describe_evaluation(record)}")
-        write_page(history, keep.summary, folder, record)
-    if should_stop():
+    _conclude(config, folder, loaders, paths, should_stop)
+
+
+def _conclude(
+    config: Config,
+    folder: Path,
+    loaders: Loaders,
+    paths: tuple[str, str],
+    should_stop: Callable[[], bool],
+) -> None:
+    "Report and measure what a search has left, unless that was done."
+    record, summary = read_record(folder), rewrite_report(folder)
+    history = going_on(record)
+    print(describe(summary))
+    if not record.is_complete:
+        write_page(history, summary, folder)
         print(f"to go on: space-warps search run.dir={folder} run.resume=true")
+        return
+    tested, evaluation = test_paths(config.data, folder, paths), None
+    if tested and history.final is not None and not should_stop():
+        evaluation = _known_evaluation(folder, record.model_sha256)
+        if evaluation is None:
+            evaluation = _measure(config, folder, *tested, catalogues_of(loaders))
+            print(f"on test rows, {tested[0]}:\n{describe_evaluation(evaluation)}")
+    write_page(history, summary, folder, evaluation)
     print(f"in {folder}: report.html, progressive_summary.json, model.safetensors")
+
+
+def _known_evaluation(folder: Path, model_sha256: str) -> dict[str, Any] | None:
+    "The evaluation of this very model, if there is one; a test set is not opened twice for it."
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        return None
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return known if known.get("model_sha256") == model_sha256 else None
+
+
+def _repeat_failure(record: RunRecord) -> None:
+    last = going_on(record).steps[-1:]
+    if last and all(outcome.failed is not None for outcome in last[0].outcomes):
+        raise InputError(f"the search failed at depth {last[0].depth}: {last[0].decision.reason}")
 
 
 def make_runner(
@@ -149,13 +180,15 @@ def _measure(
         progress=sys.stderr.isatty(),
     )
 
-# %% ../nbs/42c_commands.ipynb #a83b6aed
+# %% ../nbs/42c_commands.ipynb #a0e345d0
 def run_evaluate(config: Config) -> None:
     "Measure a run's model on a labelled catalogue."
     if config.run.dir is None:
         raise InputError("run.dir is missing; name the folder of a finished run")
     folder = Path(config.run.dir)
     load_snapshot(folder)  # a folder without a model is refused before anything is read
+    if (folder / "events.jsonl").is_file():
+        check_ended(folder)
     asked = read_run_config(folder)
     if config.data.csv_path is None and config.data.img_dir_path is None:
         tested = test_paths(asked.data, folder, catalogue_paths(asked.data))

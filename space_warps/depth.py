@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Train', 'propose', 'train_chained', 'best_grown', 'try_depth']
 
-# %% ../nbs/23a_depth.ipynb #46accbb2
+# %% ../nbs/23a_depth.ipynb #13db2686
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def propose(
         for place, spec in enumerate(specs)
     )
 
-# %% ../nbs/23a_depth.ipynb #8571ab2f
+# %% ../nbs/23a_depth.ipynb #986ae73a
 Train = Callable[[Sequence[Candidate], Grown], list[Grown]]
 
 
@@ -59,10 +59,11 @@ def train_chained(
     "Waves of one, each started from the best so far at this depth."
     done: list[Grown] = []
     for candidate in candidates:
-        start = best_grown(done, compare) or parent
-        if candidate.copy_weights:
-            candidate = replace(candidate, inherited_epochs=start.total_epochs)
-        done += train_wave([candidate], start)
+        best = best_grown(done, compare)
+        if best is not None and best.outcome is not None and candidate.copy_weights:
+            index, epochs = best.outcome.candidate.index, best.total_epochs
+            candidate = replace(candidate, sibling=index, inherited_epochs=epochs)
+        done += train_wave([candidate], best or parent)
     return done
 
 

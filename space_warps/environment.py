@@ -20,8 +20,17 @@ from torch.utils.data import DataLoader
 from .core import sha256_file
 from .dataset import Batch, Space_Galaxi
 
-# %% ../nbs/30b_environment.ipynb #3073b5c2
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "astropy", "scikit-learn", "safetensors")
+# %% ../nbs/30b_environment.ipynb #ac62ef96
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "pillow",
+    "astropy",
+    "scikit-learn",
+    "safetensors",
+)
 
 
 def describe_environment(
@@ -45,6 +54,10 @@ def describe_environment(
         "catalogue": str(csv_path),
         "catalogue_sha256": sha256_file(csv_path),
         "rows_sha256": [data.sha256() for data in datasets if isinstance(data, Space_Galaxi)],
+        "batch_sizes": [loader.batch_size for loader in loaders],
+        "augmentation": [
+            repr(data.transform) for data in datasets if isinstance(data, Space_Galaxi)
+        ],
     }
 
 
@@ -69,7 +82,7 @@ def _commit() -> str | None:
         return None
     return done.stdout.strip()
 
-# %% ../nbs/30b_environment.ipynb #26da14ce
+# %% ../nbs/30b_environment.ipynb #f4fd5127
 MEANINGS = {
     "space_warps": "another version of the program may compute otherwise",
     "commit": "another version of the program may compute otherwise",
@@ -82,6 +95,8 @@ MEANINGS = {
     "threads": "sums are taken in another order",
     "catalogue_sha256": "the file is not the one that the run read",
     "rows_sha256": "rows or images are not those that the run learned from",
+    "batch_sizes": "other batches are other steps",
+    "augmentation": "images are changed in another way",
 }
 
 

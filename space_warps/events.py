@@ -27,7 +27,7 @@ from .snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/21_events.ipynb #716b83f7
+# %% ../nbs/21_events.ipynb #cce8a911
 @dataclass(frozen=True)
 class SearchStarted:
     "A search begins."
@@ -36,6 +36,7 @@ class SearchStarted:
     empty: Architecture  # The network without blocks
     num_train: int  # Rows to learn from
     num_val: int  # Rows to measure on
+    empty_sha256: str = ""  # Of its first weights
     val_rows: ValidationRows | None = field(default=None, repr=False, compare=False)
 
 
@@ -52,6 +53,7 @@ class CandidateStarted:
     "The training of a candidate begins."
 
     candidate: Candidate
+    is_retold: bool = field(default=False, compare=False)  # It was told by an earlier session
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class EpochEnded:
     take_checkpoint: Callable[[], Checkpoint] | None = field(
         default=None, repr=False, compare=False
     )  # The training as it is now, to go on from; ask while the event is told
+    is_retold: bool = field(default=False, compare=False)  # It was told by an earlier session
 
-# %% ../nbs/21_events.ipynb #85a47e7b
+# %% ../nbs/21_events.ipynb #23e900e7
 @dataclass(frozen=True)
 class CandidateEnded:
     "A candidate is done."
@@ -72,6 +75,7 @@ class CandidateEnded:
     outcome: Outcome
     snapshot: Snapshot | None = field(default=None, repr=False, compare=False)  # The network
     scores: Tensor | None = field(default=None, repr=False, compare=False)  # Of the validation rows
+    is_retold: bool = field(default=False, compare=False)  # It was told by an earlier session
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,8 @@ Event: TypeAlias = (
 )
 Observer: TypeAlias = Callable[[Event], None]
 
-# %% ../nbs/21_events.ipynb #0cdeddc0
-NOT_JSON = {"snapshot", "scores", "val_rows", "take_checkpoint"}
+# %% ../nbs/21_events.ipynb #56335c18
+NOT_JSON = {"snapshot", "scores", "val_rows", "take_checkpoint", "is_retold"}
 
 
 def event_to_json(

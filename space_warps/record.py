@@ -85,7 +85,7 @@ class StoredWeights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.tensors)
 
-# %% ../nbs/31c_record.ipynb #0e3912ef
+# %% ../nbs/31c_record.ipynb #7989519f
 @dataclass(frozen=True)
 class Node:
     "A decided depth, or the empty network."
@@ -111,12 +111,16 @@ class RunRecord:
     nodes: list[Node] = field(default_factory=list)
     tip: int = 0  # The node from which the run goes on
     history: SearchHistory | None = None  # The story that goes on, with its end if it has one
-    ends: dict[int, SearchHistory] = field(default_factory=dict)  # Stories that ended, by node
+    ends: dict[str, tuple[int, SearchHistory]] = field(default_factory=dict)  # By branch
     answers: dict[str, Answered] = field(default_factory=dict)  # By name of the candidate
     checkpoints: dict[str, tuple[str, str]] = field(default_factory=dict)  # Name -> file, sha256
     turns: list[tuple[Turn, int]] = field(default_factory=list)  # And the nodes they went to
     val_sha256: str = ""  # Of validation.csv
+    empty_sha256: str = ""  # Of the first weights of the empty network
+    environment: dict[str, Any] = field(default_factory=dict)  # Of the last session
+    model_sha256: str = ""  # Of model.safetensors
     seconds: float = 0.0  # How long the run took so far
+    turned_at: float = 0.0  # And how long when it was last taken back
     is_complete: bool = False  # Whether the story that goes on has come to its end
 
     def add(
@@ -125,6 +129,7 @@ class RunRecord:
     ) -> None:
         "Take in one event."
         self.seconds = event.get("at_s", self.seconds)
+        self.environment = event.get("environment", self.environment)
         kind = event["event"]
         if kind == "SearchStarted":
             self._start(event)
@@ -147,6 +152,7 @@ class RunRecord:
             event["num_val"],
         )
         self.val_sha256 = event.get("val_sha256", "")
+        self.empty_sha256 = event["empty_sha256"]
         self.nodes = [Node(0, None, self.history)]
 
     def _tell(self, history: SearchHistory, event: dict[str, Any]) -> None:
@@ -162,8 +168,10 @@ class RunRecord:
             ended = replace(history, stopped=event["stopped"])
             if ended.sha256 != event["history_sha256"]:
                 raise InputError("the events are not the story that their end speaks of")
-            self.ends[self.tip] = self.history = ended
-            self.is_complete = not event.get("interrupted", False)
+            self.history, self.is_complete = ended, not event["interrupted"]
+            self.model_sha256 = event.get("model_sha256", "")
+            if self.is_complete:
+                self.ends[ended.branch] = self.tip, ended
 
     def _go_to(self, history: SearchHistory, parent: int) -> None:
         "The node of a story; one that is there already is not made again."
@@ -177,15 +185,52 @@ class RunRecord:
         self.nodes.append(Node(self.tip, parent, history))
 
     def _turn(self, history: SearchHistory, turn: Turn) -> None:
-        goal = self.tip
+        goal = self.tip if turn.node is None else turn.node
+        turned = self.turned(history, turn)
         while len(self.nodes[goal].history.steps) > turn.to_step:
             goal = self.nodes[goal].parent or 0
-        turned = history.turned(turn)
         if turn.take is None:
             self.tip, self.history, self.is_complete = goal, turned, False
         else:
             self._go_to(turned, self.nodes[goal].parent or 0)
         self.turns.append((turn, self.tip))
+        self.turned_at = self.seconds
+
+    def turned(
+        self,
+        history: SearchHistory,  # The present story
+        turn: Turn,  # Where it shall go
+    ) -> SearchHistory:
+        "The story after a turn; raises `InputError` where it cannot go there."
+        if turn.node is None:
+            return history.turned(turn)
+        if not 0 <= turn.node < len(self.nodes):
+            raise InputError(f"no node {turn.node}; there are 0 to {len(self.nodes) - 1}")
+        there = self.nodes[turn.node].history
+        return replace(there, branches=history.branches).turned(turn)
+
+    def is_decided(
+        self,
+        outcome: Outcome,  # Of a candidate
+    ) -> bool:
+        "Whether a decision was taken with this outcome in sight."
+        steps = [node.history.steps[-1] for node in self.nodes if node.history.steps]
+        known = [each for step in steps for each in (*step.outcomes, step.control)]
+        known += [each for finish in self.finishes() for each in finish.outcomes]
+        return any(outcome == each for each in known)
+
+    def finishes(self) -> list[Finish]:
+        "The trainings in full so far, on all branches."
+        stories = [ended for _, ended in self.ends.values()] + [self.history]
+        return [story.finish for story in stories if story and story.finish]
+
+    def kept(self) -> set[str]:
+        "Names of candidates whose weights somebody may ask for."
+        steps = [step for node in self.nodes for step in node.history.steps[-1:]]
+        decided = {o.candidate.name for step in steps for o in (*step.outcomes, step.control)}
+        decided |= {o.candidate.name for finish in self.finishes() for o in finish.outcomes}
+        taken = [step.taken for step in steps] + [finish.kept for finish in self.finishes()]
+        return set(self.answers) - decided | {o.candidate.name for o in taken if o is not None}
 
 # %% ../nbs/31c_record.ipynb #e6bb374e
 def going_on(

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Pair', 'replay', 'compare_outcomes']
 
-# %% ../nbs/23d_replay.ipynb #bc975f33
+# %% ../nbs/23d_replay.ipynb #c96715f8
 from collections.abc import Sequence
 from dataclasses import replace
 
 from .core import InputError
-from .depth import Train, train_chained
+from .depth import Train
 from .events import Observer
 from .history import Candidate, Outcome, SearchHistory
-from .path import Past, first_path
+from .path import Past, Path, complete
 from .runner import Grown, Runner
 
-# %% ../nbs/23d_replay.ipynb #51770159
+# %% ../nbs/23d_replay.ipynb #1277611a
 Pair = tuple[Outcome, Outcome]  # As recorded, and as it came out now
 
 
@@ -38,14 +38,13 @@ def replay(
         raise InputError(f"no step {depth}; the run has {len(history.steps)}")
     step = history.steps[depth - 1]
     below = replace(history, steps=history.steps[: depth - 1], finish=None)
-    parent = first_path(below, runner.empty, past, train_wave).tip
-    again = train_wave([step.control.candidate], parent)
-    candidates = [outcome.candidate for outcome in step.outcomes]
-    if any(c.copy_weights and c.inherited_epochs != parent.total_epochs for c in candidates):
-        again += train_chained(candidates, parent, train_wave, history.config.compare)
-    else:
-        again += train_wave(candidates, parent)
-    return _pairs((step.control, *step.outcomes), again)
+    parent = complete(Path(below, (Grown(runner.empty),)), past, train_wave).tip
+    (control,) = train_wave([step.control.candidate], parent)
+    again: dict[int, Grown] = {}
+    for candidate in (outcome.candidate for outcome in step.outcomes):
+        start = parent if candidate.sibling is None else again[candidate.sibling]
+        (again[candidate.index],) = train_wave([candidate], start)
+    return _pairs((step.control, *step.outcomes), (control, *again.values()))
 
 
 def _replay_finish(
@@ -53,7 +52,7 @@ def _replay_finish(
 ) -> tuple[Pair, ...]:
     if history.finish is None:
         raise InputError("the run has no training in full; give a step")
-    path = first_path(replace(history, finish=None), runner.empty, past, train_wave)
+    path = complete(Path(replace(history, finish=None), (Grown(runner.empty),)), past, train_wave)
     outcomes = history.finish.outcomes
     return _pairs(outcomes, train_wave([o.candidate for o in outcomes], path.accepted))
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Steer', 'grow', 'train_in_full', 'search', 'failure_of', 'progressive_architecture_search']
 
-# %% ../nbs/23c_search.ipynb #fa4e23cb
+# %% ../nbs/23c_search.ipynb #b34b3456
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,12 +33,13 @@ from .finish import finish, propose_finish
 from .history import Decision, LayerDict, SearchHistory, Step, Turn
 from .loaders import ValidationRows
 from .model import ProgressiveModel
-from .path import Past, Path, first_path, reason_to_stop, train_or_recall, turn_back
-from .runner import LocalRunner, Runner
+from .path import Past, Path, complete, reason_to_stop, train_or_recall, turn_back
+from .runner import Grown, LocalRunner, Runner
 from .settings import SearchConfig
+from .snapshot import weights_to_bytes
 from .train import Stopped
 
-# %% ../nbs/23c_search.ipynb #ac358469
+# %% ../nbs/23c_search.ipynb #0af68a87
 Steer = Callable[[Step], Decision | Turn]
 
 
@@ -47,25 +49,27 @@ def grow(
     rows: ValidationRows,  # What networks are measured on
     emit: Observer,  # Told of what happens
     steer: Steer | None = None,  # A person who decides; None leaves it to the rule
-) -> Path:
+) -> Path:  # To be completed after a turn
     "Try one more depth; raises `Stopped` when asked to stop."
     config, depth = path.history.config, len(path.history.steps) + 1
     emit(StepStarted(depth, config.specs_at(depth)))
     wave = propose(config, depth, path.tip, path.history.branch)
     step, done = try_depth(config, wave, path.tip, path.accepted, train_wave, rows)
     said = steer(step) if steer is not None else step.decision
-    if isinstance(said, Decision):
+    if isinstance(said, Decision) and said is not step.decision:
         step = _decided(step, said)
-    emit(StepEnded(step))
     taken = [grown for grown in done if step.taken is not None and grown.outcome == step.taken]
     path = path.after(step, taken[0] if taken else None)
+    turned = turn_back(path, said) if isinstance(said, Turn) else path  # refused before it is told
+    emit(StepEnded(step))
     if isinstance(said, Turn):
-        path = turn_back(path, said, train_wave)
-        emit(Turned(said, path.history.config))
-    return path
+        emit(Turned(said, turned.history.config))
+    return turned
 
 
 def _decided(step: Step, decision: Decision) -> Step:
+    if decision.by == "rule":
+        decision = replace(decision, by="person")
     trained = {outcome.candidate.index for outcome in step.outcomes if outcome.failed is None}
     if decision.kind == "reject":
         return replace(step, decision=replace(decision, index=None))
@@ -89,7 +93,7 @@ def train_in_full(
     wave = propose_finish(config, grown.outcome, path.history.branch)
     return path.finished_by(*finish(config, wave, lambda wave: train_wave(wave, grown), emit))
 
-# %% ../nbs/23c_search.ipynb #d0197cb8
+# %% ../nbs/23c_search.ipynb #5c6ee3ce
 def search(
     config: SearchConfig,  # What to do; that of the past goes on where there is one
     runner: Runner,  # Who trains
@@ -100,37 +104,59 @@ def search(
     resume: Past | None = None,  # What an earlier session left
 ) -> tuple[ProgressiveModel, SearchHistory]:  # The grown network, on the CPU, and its story
     "Grow a network block by block; raises `InputError` where not even one block fits."
-    empty = runner.empty.architecture
-    history = SearchHistory(config, empty, runner.num_train, runner.num_val)
-    if resume is not None and resume.history is not None:
-        history = _checked(resume.history, history)
-    for spec in history.config.specs_at(1):
-        block_output_shape(spec, empty.encoded_shape)
+    path = _begin(config, runner, resume)
+    history, rows = path.history, runner.val_rows
     emit = tell(tuple(observers))
     train_wave = functools.partial(
         train_or_recall, runner=runner, past=resume, emit=emit, should_stop=should_stop
     )
     began = time.monotonic() - (resume.seconds if resume else 0.0)
-    emit(SearchStarted(history.config, empty, history.num_train, history.num_val, runner.val_rows))
-    path = first_path(history, runner.empty, resume, train_wave)
+    sha256 = hashlib.sha256(weights_to_bytes(runner.empty.weights)).hexdigest()
+    numbers = history.num_train, history.num_val
+    emit(SearchStarted(history.config, history.empty, *numbers, sha256, rows))
     try:
+        path = complete(path, resume, train_wave)
         while not (reason := reason_to_stop(path, time.monotonic() - began)):
             if should_stop():
                 raise Stopped
-            path = grow(path, train_wave, runner.val_rows, emit, steer)
+            grown = grow(path, train_wave, rows, emit, steer)
+            began = time.monotonic() if grown.history.branch != path.history.branch else began
+            path = grown
+            path = complete(path, resume, train_wave)
         path = path.ended(failure_of(path) or reason)
         if _wants_finish(path):
             path = train_in_full(path, train_wave, emit)
         interrupted = False
     except Stopped:
-        growing = f"asked to stop at depth {len(path.history.steps) + 1}"
-        stopped = path.history.stopped
-        path = path.ended(f"{stopped}; asked to stop while finishing" if stopped else growing)
-        interrupted = True
+        path, interrupted = path.ended(_where_stopped(path)), True
     emit(SearchEnded(path.history, path.snapshot, interrupted))
     if failed := failure_of(path):
         raise InputError(f"{failed}; {path.history.steps[-1].decision.reason}")
     return path.snapshot.model().eval(), path.history
+
+
+def _begin(config: SearchConfig, runner: Runner, past: Past | None) -> Path:
+    "Where the search begins; raises `InputError` for a past on other rows."
+    empty = runner.empty
+    now = SearchHistory(config, empty.architecture, runner.num_train, runner.num_val)
+    history = past.history if past is not None and past.history is not None else now
+    scaling = history.empty.scaling
+    numbers = (history.num_train, history.num_val) == (now.num_train, now.num_val)
+    if not numbers or replace(now.empty, scaling=scaling) != history.empty:
+        raise InputError(
+            f"the run was on {history.num_train} training and {history.num_val} validation rows of "
+            f"{history.empty.image_shape}, and these are {now.num_train}, {now.num_val} of "
+            f"{now.empty.image_shape}, or of other classes or features; give it its own data"
+        )
+    for spec in history.config.specs_at(1):
+        block_output_shape(spec, history.empty.encoded_shape)
+    return Path(history, (Grown(replace(empty, architecture=history.empty)),))
+
+
+def _where_stopped(path: Path) -> str:
+    if path.history.stopped:
+        return f"{path.history.stopped}; asked to stop while finishing"
+    return f"asked to stop at depth {len(path.history.steps) + 1}"
 
 
 def failure_of(
@@ -147,17 +173,6 @@ def _wants_finish(path: Path) -> bool:
     history = path.history
     unfinished = history.finish is None and path.accepted.outcome is not None
     return history.config.finish and unfinished and not failure_of(path)
-
-
-def _checked(past: SearchHistory, now: SearchHistory) -> SearchHistory:
-    same = (past.empty, past.num_train, past.num_val) == (now.empty, now.num_train, now.num_val)
-    if not same:
-        raise InputError(
-            f"the run was on {past.num_train} training and {past.num_val} validation rows of "
-            f"{past.empty.image_shape} and these are {now.num_train}, {now.num_val} and "
-            f"{now.empty.image_shape}, or what they are scaled by differs; give it its own data"
-        )
-    return past
 
 # %% ../nbs/23c_search.ipynb #86d7d856
 def progressive_architecture_search(

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['run_tree', 'run_replay', 'run_undo', 'run_branch']
 
-# %% ../nbs/42d_steering.ipynb #ba18e7af
+# %% ../nbs/42d_steering.ipynb #7af2368e
 from pathlib import Path
 
 from .commands import make_runner
-from .config import Config, read_run_config
+from .config import Config
 from .core import InputError
-from .environment import describe_environment
+from .environment import describe_environment, differences
 from .history import Turn
 from .inputs import catalogue_paths, read_rows
-from .past import RunPast, changes_since
+from .past import RunPast
 from .record import going_on, read_record
 from .replay import compare_outcomes, replay
 from .runs import record_turn
@@ -31,16 +31,18 @@ def _folder(config: Config) -> Path:
         raise InputError("run.dir is missing; name the folder of a run")
     return Path(config.run.dir)
 
-# %% ../nbs/42d_steering.ipynb #3bdd8302
-def run_replay(config: Config) -> bool:  # Whether all of it came out the same
+# %% ../nbs/42d_steering.ipynb #d743526f
+def run_replay(
+    config: Config,  # That of the run, with the step
+) -> bool:  # Whether all of it came out the same
     "Train a step of a run again and say whether it comes out the same."
     folder = _folder(config)
     record = read_record(folder)
-    asked = read_run_config(folder)
-    paths = catalogue_paths(asked.data)
-    loaders = read_rows(asked, *paths)
-    runner = make_runner(asked, loaders)
-    changes = changes_since(folder, describe_environment(paths[0], runner.device, loaders))
+    paths = catalogue_paths(config.data)
+    loaders = read_rows(config, *paths)
+    runner = make_runner(config, loaders)
+    now = describe_environment(paths[0], runner.device, loaders)
+    changes = differences(record.environment, now)
     past = RunPast(folder, record)
     pairs = replay(going_on(record), _which(config), runner, past)
     found = compare_outcomes(pairs)
@@ -55,10 +57,11 @@ def _which(config: Config) -> int | None:
         raise InputError("step is missing; give a depth, or finish for the training in full")
     return None if config.step == "finish" else config.depth
 
-# %% ../nbs/42d_steering.ipynb #bfad3900
+# %% ../nbs/42d_steering.ipynb #eae006cb
 def run_undo(config: Config) -> None:
     "Go back to an earlier depth of a run."
-    record = record_turn(_folder(config), Turn(config.depth, note=config.note))
+    turn = Turn(_depth(config), node=config.node, note=config.note)
+    record = record_turn(_folder(config), turn)
     print(f"at node {record.tip}; {_go_on(config)}")
 
 
@@ -69,9 +72,20 @@ def run_branch(
     "Go back to an earlier depth of a run, to go on another way."
     if config.branch is None:
         raise InputError("branch is missing; give the way from there a name")
-    turn = Turn(config.depth, config.branch, config.take, changes, config.note)
+    way = config.branch, config.node, config.take, changes, config.note
+    turn = Turn(_depth(config), *way)
     record = record_turn(_folder(config), turn)
     print(f"branch {config.branch} at node {record.tip}; {_go_on(config)}")
+
+
+def _depth(config: Config) -> int:
+    "The step to go back to; that of the node, if only that is given."
+    if config.step is None and config.node is not None:
+        nodes = read_record(_folder(config)).nodes
+        if not 0 <= config.node < len(nodes):
+            raise InputError(f"no node {config.node}; there are 0 to {len(nodes) - 1}")
+        return len(nodes[config.node].history.steps)
+    return config.depth
 
 
 def _go_on(config: Config) -> str:

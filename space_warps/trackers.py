@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'TRACKERS', 'TensorBoardTracker', 'WandbTracker', 'open_tracker']
 
-# %% ../nbs/31g_trackers.ipynb #bf9ff68c
+# %% ../nbs/31g_trackers.ipynb #55cf22b8
 import importlib
 import logging
 import os
@@ -225,7 +225,7 @@ class WandbTracker:
             self.run.finish()
             self.run = None
 
-# %% ../nbs/31g_trackers.ipynb #341eeccd
+# %% ../nbs/31g_trackers.ipynb #6563747f
 TRACKERS = ("tensorboard", "wandb")
 
 
@@ -237,4 +237,11 @@ def open_tracker(
     if name not in TRACKERS:
         raise InputError(f"unknown tracker {name!r}; there are: {', '.join(TRACKERS)}")
     kinds = {"tensorboard": TensorBoardTracker, "wandb": WandbTracker}
-    return forgivable(kinds[name](folder))
+    tracker = kinds[name](folder)
+
+    def follow(event: Event) -> None:
+        if not getattr(event, "is_retold", False):  # its files have it from the earlier session
+            tracker(event)
+
+    follow.__name__ = kinds[name].__name__
+    return forgivable(follow)

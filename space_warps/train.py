@@ -96,7 +96,7 @@ class Trained:
 
 OnEpoch = Callable[[EpochRecord, Callable[[], Checkpoint]], None]
 
-# %% ../nbs/13c_train.ipynb #d66faceb
+# %% ../nbs/13c_train.ipynb #17121067
 def train(
     model: nn.Module,  # `ProgressiveModel`, or called as one; left as the last epoch left it
     train_loader: DataLoader[Batch],  # Rows to learn from
@@ -126,7 +126,8 @@ def train(
         measured = evaluate(model, val_loader, device)
         record = EpochRecord(epoch + 1, loss, measured.loss, measured.accuracy)
         if not (math.isfinite(loss) and math.isfinite(measured.loss)):
-            raise Diverged(f"the loss became {loss:g} in epoch {epoch + 1}; try a smaller lr")
+            wrong = measured.loss if math.isfinite(loss) else loss
+            raise Diverged(f"the loss became {wrong:g} in epoch {epoch + 1}; try a smaller lr")
         records.append(record)
         is_best = best is None or record.val_acc > best.record.val_acc
         if is_best if plan.schedule == "constant" else epoch + 1 == plan.epochs:

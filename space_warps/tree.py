@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Difference', 'OpenNode', 'RunTree', 'describe_tree']
 
-# %% ../nbs/31d_tree.ipynb #e997a5f4
+# %% ../nbs/31d_tree.ipynb #878477d0
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from .core import InputError
 from .history import Outcome, SearchHistory, Turn
 from .model import ProgressiveModel
-from .paired import PairedTest, compare_paired
+from .paired import PairedTest, compare_paired, describe_paired
 from .progress import describe_finish, describe_step
 from space_warps.record import (
     Node,
@@ -26,7 +26,7 @@ from space_warps.record import (
     stored_snapshot,
 )
 
-# %% ../nbs/31d_tree.ipynb #ed021113
+# %% ../nbs/31d_tree.ipynb #47f2d2f5
 @dataclass(frozen=True)
 class Difference:
     "What the validation rows say about two networks of a run."
@@ -34,6 +34,9 @@ class Difference:
     test: PairedTest
     fixed: tuple[str, ...]  # Ids of rows that the second has right and the first wrong
     broken: tuple[str, ...]  # The other way round
+
+    def __str__(self) -> str:
+        return describe_paired(self.test)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class OpenNode:
         "How its network was trained; raises `InputError` where nothing was taken."
         taken = self.history.steps[-1].taken if self.history.steps else None
         if taken is None:
-            raise InputError(f"node {self.node.number} took no network; open its parent")
+            hint = "open its parent" if self.history.steps else "the empty network was not trained"
+            raise InputError(f"node {self.node.number} took no network; {hint}")
         return taken
 
     def model(self) -> ProgressiveModel:
@@ -98,7 +102,7 @@ class RunTree:
         ids = np.array(rows.ids)
         return Difference(test, tuple(ids[~right[0] & right[1]]), tuple(ids[right[0] & ~right[1]]))
 
-# %% ../nbs/31d_tree.ipynb #8321728b
+# %% ../nbs/31d_tree.ipynb #714105a9
 def describe_tree(
     tree: RunTree,  # An opened run
 ) -> str:  # A line per node
@@ -126,12 +130,15 @@ def describe_tree(
 
 
 def _end(record: RunRecord, number: int) -> str:
-    here = "  <- here" if number == record.tip else ""
-    ended = record.ends.get(number)
-    if ended is None:
-        return here
-    finish = f"; {describe_finish(ended.finish)}" if ended.finish else ""
-    return f"  (ended: {ended.stopped}{finish}){here}"
+    said = ""
+    for branch, (node, ended) in record.ends.items():
+        if node == number:
+            finish = f"; {describe_finish(ended.finish)}" if ended.finish else ""
+            said += f"  ({branch} ended: {ended.stopped}{finish})"
+    if number != record.tip or record.history is None:
+        return said
+    stopped = "" if record.is_complete else record.history.stopped
+    return f"{said}  <- here{f', {stopped}' if stopped else ''}"
 
 
 def _told(turn: Turn, goal: int) -> str:

@@ -18,8 +18,14 @@ from conftest import ROOT, Tiny
 
 from space_warps.cli import main
 from space_warps.core import sha256_file
-from space_warps.journal import read_events
-from space_warps.record import read_history
+from space_warps.environment import describe_environment
+from space_warps.journal import event_lines, read_events
+from space_warps.loaders import create_train_val_dataloaders
+from space_warps.record import read_history, stored_rows
+from space_warps.runner import LocalRunner
+from space_warps.runs import RunFolder
+from space_warps.search import search
+from space_warps.settings import SearchConfig
 from space_warps.tree import RunTree
 
 QUICK = [
@@ -203,11 +209,13 @@ def test_elsewhere_it_goes_on_only_when_told(
     run = tmp_path / "run"
     grow(tiny, run)
     cut_after(run, "StepEnded")
-    environment = json.loads((run / "environment.json").read_text())
+    events = read_events(run)
+    environment = events[0]["environment"]
+    assert environment == json.loads((run / "environment.json").read_text())
     assert {"threads", "device", "packages", "rows_sha256", "commit"} <= set(environment)
     environment["threads"] = 99
     environment["packages"]["torch"] = "1.0"
-    (run / "environment.json").write_text(json.dumps(environment))
+    (run / "events.jsonl").write_bytes(event_lines(events))
     capsys.readouterr()
     assert go_on(run) == 2
     said = capsys.readouterr().err
@@ -259,15 +267,6 @@ def test_a_folder_that_cannot_be_written_to(
     assert go_on(run) == 2
     assert "events.jsonl" in capsys.readouterr().err
     assert sorted(path.name for path in run.iterdir()) == before
-
-
-def test_a_clock_that_is_set_back(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = grow(tiny, tmp_path / "whole")
-    hours = iter(range(10**6, 0, -1))
-    monkeypatch.setattr(time, "time", lambda: 3600.0 * next(hours))
-    assert grow(tiny, tmp_path / "run")["history_sha256"] == whole["history_sha256"]
 
 
 def test_a_changed_blob_is_refused_and_a_missing_one_made_again(
@@ -323,6 +322,9 @@ def test_back_on_a_branch_and_replayed(
         (["branch", "step=1", "branch=other"], "there is a branch other already"),
         (["branch", "step=9", "branch=new"], "there is no step 9"),
         (["branch", "step=1", "branch=a/b"], "up to 40 letters"),
+        (["branch", "node=9", "branch=new"], "no node 9"),
+        (["branch", "step=1", "branch=new", "run.keep=all"], "branch does nothing with run.keep"),
+        (["undo", "step=1", "take=0"], "undo does nothing with take"),
         (["branch", "step=1", "branch=new", "search.lr=-1"], "lr is a learning rate above 0"),
         (["undo", "step=up"], "step is a depth"),
         (["replay", "step=9"], "no step 9"),
@@ -351,3 +353,110 @@ def test_a_tracker_follows_from_the_command(tiny: Tiny, tmp_path: Path) -> None:
     assert len(written) > 5
     assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'b'}", "track=paper"]) == 2
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["search.plain=true", "search.k_candidates=[3,4,5]"]])
+def test_a_loser_is_taken_and_any_node_is_grown_on(
+    tiny: Tiny, tmp_path: Path, words: list[str]
+) -> None:
+    """Also where candidates start from their siblings, whose weights are gone."""
+    run = tmp_path / "run"
+    grow(tiny, run, *words)
+    step = read_history(run).steps[0]
+    losers = [outcome for outcome in step.outcomes if outcome is not step.taken]
+    for number, loser in enumerate(losers):
+        take = f"take={loser.candidate.index}"
+        assert main(["branch", f"run.dir={run}", "node=1", f"branch=b{number}", take]) == 0
+        assert go_on(run) == 0
+        assert read_history(run).steps[0].taken == loser
+    assert main(["undo", f"run.dir={run}", "step=0"]) == 0
+    assert main(["branch", f"run.dir={run}", "node=1", "branch=back"]) == 0
+    assert go_on(run) == 0
+    tree = RunTree(run)
+    for node in tree.record.nodes[1:]:
+        if node.history.steps[-1].taken is not None:
+            opened = tree.at(node.number)
+            assert opened.model().num_params == opened.outcome.num_params
+            right = opened.scores().argmax(dim=1).numpy() == stored_rows(run, tree.record).labels
+            assert right.mean() == pytest.approx(opened.outcome.val_acc)
+
+
+def test_evaluate_and_report_wait_for_a_run_that_was_taken_back(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    grow(tiny, run, "data.test_share=0.2")
+    assert main(["undo", f"run.dir={run}", "step=1"]) == 0
+    for command in ("evaluate", "report"):
+        capsys.readouterr()
+        assert main([command, f"run.dir={run}"]) == 2
+        assert "was taken back and has not gone on" in capsys.readouterr().err
+    assert go_on(run) == 0
+    assert main(["evaluate", f"run.dir={run}"]) == 0
+
+
+def test_what_was_killed_after_the_end_of_the_search_is_made_up_for(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    grow(tiny, run, "data.test_share=0.2")
+    (run / "report.html").unlink()
+    (run / "evaluation.json").unlink()
+    assert go_on(run) == 0
+    assert "On test rows" in (run / "report.html").read_text()
+    opened = (run / "openings.jsonl").read_text().count("\n")
+    assert go_on(run) == 0, "nothing is left to do"
+    assert (run / "openings.jsonl").read_text().count("\n") == opened == 2
+
+
+def test_whole_numbers_where_fractions_are_asked(tiny: Tiny, tmp_path: Path) -> None:
+    """What is given as 0 is read back as 0.0, and is the same story."""
+    loaders = create_train_val_dataloaders(*tiny, train_ratio=0.7, features=[])
+    config = SearchConfig(
+        max_layers=1, k_candidates=(4,), epochs_per_eval=1, dropout=0, jitter=0, finish=False
+    )
+    keep = RunFolder(tmp_path / "run", describe_environment(tiny.csv_path, "cpu", loaders))
+    _, history = search(config, LocalRunner(*loaders, device="cpu"), observers=[keep])
+    assert read_history(tmp_path / "run").sha256 == history.sha256
+
+
+def test_a_step_whose_candidates_all_fail_is_an_error_each_time(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = [*tiny.words(), f"run.dir={run}", *QUICK, "search.k_candidates=[[4],[10000000000]]"]
+    assert main(["search", *words]) == 2
+    assert "all candidates failed at depth 2" in capsys.readouterr().err
+    assert RunTree(run).at(1).model().num_layers == 1, "what was grown before is there"
+    assert go_on(run) == 2
+    assert "the search failed at depth 2" in capsys.readouterr().err
+    assert main(["branch", f"run.dir={run}", "step=1", "branch=b", "search.max_layers=1"]) == 0
+    assert go_on(run) == 0
+
+
+def test_a_stop_while_a_taken_loser_is_trained_again(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    grow(tiny, run)
+    first = read_history(run).steps[0]
+    assert first.taken is not None
+    take = f"take={1 - first.taken.candidate.index}"
+    assert main(["branch", f"run.dir={run}", "step=1", "branch=b", take]) == 0
+    code = (
+        "import os, signal, sys\n"
+        "import space_warps.train as train\n"
+        "from space_warps.cli import main\n"
+        "step = train.take_step\n"
+        "def stopped(*given):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return step(*given)\n"
+        "train.take_step = stopped\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    words = ["search", f"run.dir={run}", "run.resume=true"]
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=threads
+    )
+    assert done.returncode == 143, done.stderr
+    assert go_on(run) == 0
+    assert read_history(run).branch == "b"
