@@ -305,7 +305,7 @@ def test_back_on_a_branch_and_replayed(
     capsys.readouterr()
     assert main(["tree", f"run.dir={run}"]) == 0
     told = capsys.readouterr().out
-    assert "what if, then?" in told and "patience=0" in told and told.count("(ended: ") == 2
+    assert "what if, then?" in told and "patience=0" in told and told.count(" ended: ") == 2
     tree = RunTree(run)
     branches = {node.history.branch for node in tree.record.nodes}
     assert branches == {"main", "other"}
