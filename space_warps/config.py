@@ -248,7 +248,9 @@ def read_run_config(
     "What was asked of a run; raises `InputError` where that is not known."
     path = Path(folder) / "config.yaml"
     if not path.is_file():
-        raise InputError(f"no config.yaml in {folder}; give the folder of a run")
+        raise InputError(
+            f"no config.yaml in {folder}; give the folder of a run, or begin one without run.resume"
+        )
     try:
         stored = OmegaConf.load(path)
         if not stored:
