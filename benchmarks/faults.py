@@ -29,9 +29,10 @@ from PIL import Image
 from space_warps import core, journal
 from space_warps.core import InputError, sha256_file
 from space_warps.environment import describe_environment
+from space_warps.files import read_val_rows
 from space_warps.journal import read_events
 from space_warps.loaders import create_train_val_dataloaders
-from space_warps.record import read_history, stored_rows, stored_scores, stored_snapshot
+from space_warps.record import read_history, stored_scores, stored_snapshot
 from space_warps.runner import LocalRunner
 from space_warps.runs import RunFolder
 from space_warps.search import search
@@ -203,7 +204,7 @@ def torn_line_trials(bench: Bench, resumed_every: int = 50) -> dict[str, int]:
 def everything_in(run: Path) -> list[Any]:
     """All that can be read from a run; raises `InputError` where something was changed."""
     tree = RunTree(run)
-    rows = stored_rows(run, tree.record)
+    rows = read_val_rows(run, tree.record.val_sha256)
     read: list[Any] = [read_events(run), rows.ids, rows.labels.tolist()]
     for node in tree.record.nodes[1:]:
         if node.history.steps[-1].taken is not None:

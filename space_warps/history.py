@@ -89,7 +89,7 @@ def best_outcome(
         done, key=lambda o: (badness(o, compare), o.num_params, o.candidate.index), default=None
     )
 
-# %% ../nbs/20c_history.ipynb #6eed78d9
+# %% ../nbs/20c_history.ipynb #f3cc7be7
 @dataclass(frozen=True)
 class Decision:
     "What follows from the outcomes of a depth."
@@ -115,6 +115,11 @@ class Step:
         "What the validation rows say about an outcome against the control."
         place = self.outcomes.index(outcome)
         return self.tests[place] if place < len(self.tests) else None
+
+    @property
+    def has_failed(self) -> bool:
+        "Whether there is nothing to choose from, since all candidates failed."
+        return all(outcome.failed is not None for outcome in self.outcomes)
 
     @property
     def taken(self) -> Outcome | None:
@@ -166,7 +171,7 @@ class Finish:
         "The one that was kept."
         return self.outcomes[self.index] if self.index is not None else None
 
-# %% ../nbs/20c_history.ipynb #d21ae02a
+# %% ../nbs/20c_history.ipynb #3eb8280f
 class LayerDict(TypedDict):
     "One accepted block, as `progressive_architecture_search` reports it."
 
@@ -206,6 +211,14 @@ class SearchHistory:
         if self.finish is not None and self.finish.kept is not None:
             return self.finish.kept
         return self.accepted[-1] if self.accepted else None
+
+    @property
+    def failure(self) -> str:
+        "Why there is nothing to go on with; empty where there is."
+        if not self.steps or not self.steps[-1].has_failed:
+            return ""
+        last = self.steps[-1]
+        return f"all candidates failed at depth {last.depth}"
 
     @property
     def sha256(self) -> str:

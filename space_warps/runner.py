@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FindCheckpoint', 'Grown', 'Runner', 'first_weights', 'Measured', 'calibrate', 'answer', 'is_failure', 'LocalRunner']
 
-# %% ../nbs/22_runner.ipynb #cb67e9a5
+# %% ../nbs/22_runner.ipynb #b212271a
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from .loaders import ValidationRows, validation_rows
 from .model import Architecture, ProgressiveModel
 from .plan import EpochRecord
 from .snapshot import Snapshot, take_snapshot, weights_to_bytes
-from .train import Diverged, evaluate, train
+from .train import Diverged, Trained, evaluate, train
 from .warmstart import warm_start
 
 # %% ../nbs/22_runner.ipynb #c9d9c590
@@ -112,7 +112,7 @@ def calibrate(
     after = evaluate(finished.model(), val_loader, device)
     return finished, Measured(after.accuracy, after.loss, after.scores, temperature)
 
-# %% ../nbs/22_runner.ipynb #89749a3b
+# %% ../nbs/22_runner.ipynb #fdfc153a
 def answer(
     candidate: Candidate,  # What to train, and how
     start: Snapshot,  # The network it starts from
@@ -128,6 +128,7 @@ def answer(
     seen, num_params = list(checkpoint.epochs) if checkpoint else [], 0
 
     def on_epoch(record: EpochRecord, take: Callable[[], Checkpoint]) -> None:
+        "Remember the epoch and tell of it."
         seen.append(record)
         emit(EpochEnded(candidate, record, take))
 
@@ -144,10 +145,7 @@ def answer(
             should_stop=should_stop,
             start=checkpoint,
         )
-        snapshot, best = Snapshot(model.architecture, trained.weights), trained.best
-        measured = Measured(best.val_acc, best.val_loss, trained.scores)
-        if candidate.is_final:
-            snapshot, measured = calibrate(snapshot, val_loader, device)
+        grown = _answered(candidate, model, trained, val_loader, device)
     except (Diverged, MemoryError, RuntimeError) as error:
         if not is_failure(error):
             raise
@@ -155,18 +153,33 @@ def answer(
         outcome = Outcome(candidate, 0.0, 0.0, 0, num_params, tuple(seen), "", reason)
         emit(CandidateEnded(outcome))
         return Grown(start, outcome)
-    sha256 = hashlib.sha256(weights_to_bytes(snapshot.weights)).hexdigest()
+    assert grown.outcome is not None
+    emit(CandidateEnded(grown.outcome, grown.snapshot, grown.scores))
+    return grown
+
+
+def _answered(
+    candidate: Candidate,
+    model: ProgressiveModel,
+    trained: Trained,
+    val_loader: DataLoader[Batch],
+    device: str | torch.device,
+) -> Grown:
+    "The network at rest, after its last touch if this was its last training."
+    snapshot, best = Snapshot(model.architecture, trained.weights), trained.best
+    measured = Measured(best.val_acc, best.val_loss, trained.scores)
+    if candidate.is_final:
+        snapshot, measured = calibrate(snapshot, val_loader, device)
     outcome = Outcome(
         candidate,
         measured.accuracy,
         measured.loss,
         best.epoch,
-        num_params,
+        model.num_params,
         trained.epochs,
-        sha256,
+        hashlib.sha256(weights_to_bytes(snapshot.weights)).hexdigest(),
         temperature=measured.temperature,
     )
-    emit(CandidateEnded(outcome, snapshot, measured.scores))
     return Grown(snapshot, outcome, measured.scores)
 
 # %% ../nbs/22_runner.ipynb #6eb09bb8

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -19,9 +19,10 @@ from conftest import ROOT, Tiny
 from space_warps.cli import main
 from space_warps.core import sha256_file
 from space_warps.environment import describe_environment
+from space_warps.files import read_val_rows
 from space_warps.journal import event_lines, read_events
 from space_warps.loaders import create_train_val_dataloaders
-from space_warps.record import read_history, stored_rows
+from space_warps.record import read_history
 from space_warps.runner import LocalRunner
 from space_warps.runs import RunFolder
 from space_warps.search import search
@@ -69,6 +70,27 @@ def wait_for(searching: subprocess.Popen[str], run: Path, event: bytes) -> None:
     while not journal.exists() or event not in journal.read_bytes():
         assert searching.poll() is None, searching.communicate()
         time.sleep(0.01)
+
+
+def signalled(at: int, signals: Sequence[str], *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own that sends itself `signals` at its training step `at`."""
+    kills = "".join(f"        os.kill(os.getpid(), signal.{name})\n" for name in signals)
+    code = (
+        "import os, signal, sys\n"
+        "import space_warps.train as train\n"
+        "from space_warps.cli import main\n"
+        "step, seen = train.take_step, []\n"
+        "def signalled(*given):\n"
+        "    seen.append(1)\n"
+        f"    if len(seen) == {at}:\n{kills}"
+        "    return step(*given)\n"
+        "train.take_step = signalled\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=threads
+    )
 
 
 @pytest.fixture
@@ -133,25 +155,8 @@ def test_a_stopped_search_goes_on_to_the_same_bits(
 
 def test_a_second_interrupt_ends_at_once_and_the_search_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     whole, run = grow(tiny, tmp_path / "whole"), tmp_path / "run"
-    code = (
-        "import os, signal, sys\n"
-        "import space_warps.train as train\n"
-        "from space_warps.cli import main\n"
-        "step, seen = train.take_step, []\n"
-        "def twice(*given):\n"
-        "    seen.append(1)\n"
-        "    if len(seen) == 12:\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "        os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return step(*given)\n"
-        "train.take_step = twice\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    words = ["search", *tiny.words(), f"run.dir={run}", *QUICK]
-    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=threads
-    )
+    words = [*tiny.words(), f"run.dir={run}", *QUICK]
+    done = signalled(12, ["SIGINT", "SIGINT"], "search", *words)
     assert done.returncode == 130, done.stderr
     assert "SearchEnded" not in (run / "events.jsonl").read_text()
     assert go_on(run) == 0
@@ -377,7 +382,10 @@ def test_a_loser_is_taken_and_any_node_is_grown_on(
         if node.history.steps[-1].taken is not None:
             opened = tree.at(node.number)
             assert opened.model().num_params == opened.outcome.num_params
-            right = opened.scores().argmax(dim=1).numpy() == stored_rows(run, tree.record).labels
+            right = (
+                opened.scores().argmax(dim=1).numpy()
+                == read_val_rows(run, tree.record.val_sha256).labels
+            )
             assert right.mean() == pytest.approx(opened.outcome.val_acc)
 
 
@@ -429,7 +437,7 @@ def test_a_step_whose_candidates_all_fail_is_an_error_each_time(
     assert "all candidates failed at depth 2" in capsys.readouterr().err
     assert RunTree(run).at(1).model().num_layers == 1, "what was grown before is there"
     assert go_on(run) == 2
-    assert "the search failed at depth 2" in capsys.readouterr().err
+    assert "all candidates failed at depth 2" in capsys.readouterr().err
     assert main(["branch", f"run.dir={run}", "step=1", "branch=b", "search.max_layers=1"]) == 0
     assert go_on(run) == 0
 
@@ -441,22 +449,7 @@ def test_a_stop_while_a_taken_loser_is_trained_again(tiny: Tiny, tmp_path: Path)
     assert first.taken is not None
     take = f"take={1 - first.taken.candidate.index}"
     assert main(["branch", f"run.dir={run}", "step=1", "branch=b", take]) == 0
-    code = (
-        "import os, signal, sys\n"
-        "import space_warps.train as train\n"
-        "from space_warps.cli import main\n"
-        "step = train.take_step\n"
-        "def stopped(*given):\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return step(*given)\n"
-        "train.take_step = stopped\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    words = ["search", f"run.dir={run}", "run.resume=true"]
-    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=threads
-    )
+    done = signalled(1, ["SIGTERM"], "search", f"run.dir={run}", "run.resume=true")
     assert done.returncode == 143, done.stderr
     assert go_on(run) == 0
     assert read_history(run).branch == "b"
