@@ -6,15 +6,17 @@
 __all__ = ['BlockFamily', 'MapShape', 'BlockSpec', 'register_block', 'registered_blocks', 'build_block', 'ConvBlock',
            'conv_block', 'block_output_shape']
 
-# %% ../nbs/10_blocks.ipynb #899e3520
+# %% ../nbs/10_blocks.ipynb #75001e9b
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from .core import InputError
+from .norm import pooled_norm
 
 # %% ../nbs/10_blocks.ipynb #1db866c7
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def build_block(
         raise InputError(f"unknown block {spec.kind!r}; registered: {known}")
     return _families[spec.kind](in_channels, spec)
 
-# %% ../nbs/10_blocks.ipynb #939b785b
+# %% ../nbs/10_blocks.ipynb #3b260327
 class ConvBlock(nn.Sequential):
     "Conv2d -> BatchNorm2d -> ReLU -> Dropout2d -> MaxPool2d, computed with the maximum first."
 
@@ -77,9 +79,10 @@ class ConvBlock(nn.Sequential):
         self,
         maps: torch.Tensor,  # [batch, in_channels, height, width]
     ) -> torch.Tensor:  # [batch, k, height // pool, width // pool]
-        conv, norm, relu, drop, pool = self
-        maps = drop(relu(pool(norm(conv(maps)))))
-        return maps
+        layers: Any = self
+        conv, norm, relu, drop, pool = layers
+        found: torch.Tensor = drop(relu(pooled_norm(conv(maps), norm, pool.kernel_size)))
+        return found
 
 
 @register_block("conv")

@@ -23,16 +23,23 @@ def undo_stretch(
     grown = torch.exp(images * math.asinh(1 / softening))
     return softening / 2 * (grown - 1 / grown)  # sinh, six times as fast as torch's own
 
-# %% ../nbs/10c_cutout.ipynb #07cdc479
+# %% ../nbs/10c_cutout.ipynb #4b0f533f
+def _upper_median(values: Tensor) -> Tensor:
+    "The upper one of the two middle values along the last of three dimensions, kept as 1."
+    middle = values.shape[2] // 2
+    if values.device.type == "cpu":
+        return values.kthvalue(middle + 1, dim=2, keepdim=True).values
+    return values.sort(dim=2).values[:, :, middle, None]  # the choice above is not repeatable there
+
+
 def sky_level(
     images: Tensor,  # float32 [batch, channels, height, width]
     stride: int = 3,  # Every so many pixels are looked at
 ) -> tuple[Tensor, Tensor]:  # Each [batch, channels, 1, 1]
     "Median (the upper one of two) of each image, and the scatter about it as a standard deviation."
     few = images[:, :, ::stride, ::stride].flatten(2)
-    middle = few.shape[2] // 2
-    level = few.sort(dim=2).values[:, :, middle, None]
-    scatter = (few - level).abs().sort(dim=2).values[:, :, middle, None]
+    level = _upper_median(few)
+    scatter = _upper_median((few - level).abs())
     return level[..., None], 1.4826 * scatter[..., None]
 
 # %% ../nbs/10c_cutout.ipynb #80e4e72e
@@ -69,7 +76,7 @@ class ImageEncoder(nn.Module):
         height = _asinh((flux - level) / scatter.clamp_min(1e-4))
         return torch.cat([(images - self.mean) / self.std, (height - 1) / 1.5], dim=1)
 
-# %% ../nbs/10c_cutout.ipynb #071e0f96
+# %% ../nbs/10c_cutout.ipynb #f6d0de3c
 def centred_windows(
     height: int,  # Of the maps
     width: int,

@@ -14,7 +14,7 @@ from .blocks import BlockSpec, registered_blocks
 from .core import InputError
 from .plan import SCHEDULES, TrainPlan
 
-# %% ../nbs/20a_settings.ipynb #b49934a3
+# %% ../nbs/20a_settings.ipynb #c376def2
 CHOICES = {
     "schedule": SCHEDULES,
     "warm_start": ("chained", "parallel"),
@@ -40,6 +40,7 @@ class SearchConfig:
     warm_start: str = "parallel"  # All from the parent; chained: from the best so far at this depth
     kind: str = "conv"  # Family of the blocks
     kernel_size: int = 3  # Side of the kernels in pixels
+    first_kernel: int = 5  # Side of those of the first block
     dropout: float = 0.0  # Probability that a channel is left out of a training step
     first_pool: int = 3  # The first block divides width and height by it, the others by 2
     compare: str = "loss"  # A depth pays if it lowers the log-loss; accuracy: if it raises that
@@ -47,7 +48,7 @@ class SearchConfig:
     patience: int = 1  # Depths that may bring no gain before the search ends
     time_budget_s: float | None = None  # Start no further depth after so many seconds
     finish: bool = True  # Train the grown network in full at the end
-    finish_epochs: int = 50  # Epochs of that training
+    finish_epochs: int = 80  # Epochs of that training
     finish_seeds: int = 1  # Trainings from scratch beside it, each from other first weights
 
     def __post_init__(self) -> None:
@@ -104,13 +105,14 @@ class SearchConfig:
         depth: int,  # From 1
     ) -> tuple[BlockSpec, ...]:
         "The blocks to try at a depth; raises `InputError` for a list that cannot be used."
-        pool = self.first_pool if depth == 1 else 2
+        first = (self.first_kernel, self.first_pool)
+        kernel_size, pool = first if depth == 1 else (self.kernel_size, 2)
         return tuple(
-            BlockSpec(k, self.kind, self.kernel_size, self.dropout, pool)
+            BlockSpec(k, self.kind, kernel_size, self.dropout, pool)
             for k in widths_at(self.k_candidates, depth)
         )
 
-# %% ../nbs/20a_settings.ipynb #d8092272
+# %% ../nbs/20a_settings.ipynb #c0d97cef
 PLAIN: dict[str, Any] = {
     "k_candidates": (16, 32, 64),
     "epochs_per_eval": 5,
@@ -120,6 +122,7 @@ PLAIN: dict[str, Any] = {
     "schedule": "constant",
     "warm_start": "chained",
     "dropout": 0.1,
+    "first_kernel": 3,
     "first_pool": 2,
     "compare": "accuracy",
     "patience": 0,
