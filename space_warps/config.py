@@ -27,7 +27,7 @@ from .augment import Augment
 from .core import InputError
 from .settings import PLAIN, SearchConfig
 
-# %% ../nbs/42a_config.ipynb #ef91c39c
+# %% ../nbs/42a_config.ipynb #8b44495e
 @dataclass(frozen=True)
 class DataConfig:
     "Which catalogue, and how to read it."
@@ -53,6 +53,7 @@ class SearchKeys(SearchConfig):
     "What a search does, and where it computes."
 
     device: str | None = None  # cpu, cuda, cuda:1; None takes the best there is
+    precision: str = "auto"  # float32, bfloat16; auto: bfloat16 where the processor has it
     plain: bool = False  # The plain rule of greedy growth; single keys may change it again
 
 
@@ -129,7 +130,7 @@ class Config:
             raise InputError(f"step is a depth, a whole number from 0; got {self.step!r}")
         return self.step
 
-# %% ../nbs/42a_config.ipynb #6d2defe1
+# %% ../nbs/42a_config.ipynb #fb8cb154
 def schema() -> DictConfig:
     "The keys with their types and defaults; frozen dataclasses, made writable for merging."
     tree: DictConfig = OmegaConf.structured(Config)
@@ -227,6 +228,7 @@ TEXT_KEYS = (
     "run.dir",
     "simulate.out_dir",
     "search.device",
+    "search.precision",
 )
 
 

@@ -17,7 +17,7 @@ from .loaders import ValidationRows
 from .runner import Grown
 from .settings import SearchConfig
 
-# %% ../nbs/23a_depth.ipynb #abf3254d
+# %% ../nbs/23a_depth.ipynb #742898a0
 def propose(
     config: SearchConfig,  # What the search does
     depth: int,  # From 1
@@ -36,6 +36,7 @@ def propose(
                 config.epochs_per_eval,
                 (depth - 1) * config.epochs_per_eval,
                 derive_seed(config.seed, depth, place),
+                config.train_scope,
             ),
             copy_weights=config.copy_weights or spec is None,
             jitter=config.jitter,

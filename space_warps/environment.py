@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from .core import sha256_file
 from .dataset import Batch, Space_Galaxi
 
-# %% ../nbs/30b_environment.ipynb #ac62ef96
+# %% ../nbs/30b_environment.ipynb #40c831f4
 PACKAGES = (
     "torch",
     "torchvision",
@@ -37,6 +37,7 @@ def describe_environment(
     csv_path: str | Path,  # The catalogue that is searched on
     device: str | torch.device,  # Where training computes
     loaders: Sequence[DataLoader[Batch]] = (),  # Its rows, to be hashed with their images
+    precision: str = "float32",  # Of the convolutions while networks are trained
 ) -> dict[str, Any]:  # JSON values
     "What the bits of a run depend on, besides its configuration."
     datasets = [loader.dataset for loader in loaders]
@@ -49,7 +50,7 @@ def describe_environment(
         "system": platform.platform(),
         "device": str(device),
         "device_name": _device_name(torch.device(device)),
-        "precision": "float32",
+        "precision": precision,
         "threads": torch.get_num_threads(),
         "catalogue": str(csv_path),
         "catalogue_sha256": sha256_file(csv_path),

@@ -80,7 +80,7 @@ def check_share(
     if not 0 < value <= 1:
         raise InputError(f"{name} is a share, above 0 and at most 1; got {value}")
 
-# %% ../nbs/04_loaders.ipynb #2f394c09
+# %% ../nbs/04_loaders.ipynb #69692ed6
 class EpochSampler(Sampler[int]):
     "A random order of the samples that depends on the seed and the epoch alone."
 
@@ -108,8 +108,9 @@ def set_epoch(
     "Say which epoch comes next: it settles the order of the samples and their augmentation."
     if isinstance(loader.sampler, EpochSampler):
         loader.sampler.epoch = epoch
-    if isinstance(loader.dataset, Space_Galaxi):
-        loader.dataset.epoch = epoch
+    dataset: Any = loader.dataset
+    if hasattr(dataset, "epoch"):
+        dataset.epoch = epoch
 
 # %% ../nbs/04_loaders.ipynb #c6dd9b29
 def create_train_val_dataloaders(
@@ -198,7 +199,7 @@ def split_rows(
     train, val = split_groups(labels[kept], groups[kept], train_ratio, derive_seed(seed, 1))
     return kept[train], kept[val]
 
-# %% ../nbs/04_loaders.ipynb #4a009bec
+# %% ../nbs/04_loaders.ipynb #7e73c43e
 def iterate(
     loader: DataLoader[Batch],  # As `create_train_val_dataloaders` gives it
     device: str | torch.device = "cpu",  # Where the batches are wanted
@@ -207,7 +208,7 @@ def iterate(
     "The batches of one epoch, gathered and transformed on `device`."
     set_epoch(loader, epoch)
     dataset: Any = loader.dataset
-    if loader.batch_sampler is None or not isinstance(dataset, Space_Galaxi):
+    if loader.batch_sampler is None or not hasattr(dataset, "batch"):
         raise InputError("the loader is not one of create_train_val_dataloaders; make it with that")
     for places in loader.batch_sampler:
         yield dataset.batch(torch.tensor(places), device)

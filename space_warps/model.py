@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Architecture', 'check_features', 'ProgressiveModel']
 
-# %% ../nbs/11_model.ipynb #aa0ead2d
+# %% ../nbs/11_model.ipynb #b8b3ca17
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ def check_features(
             f"got {features.shape[1]} per row"
         )
 
-# %% ../nbs/11_model.ipynb #4cc7edce
+# %% ../nbs/11_model.ipynb #50598ac2
 class ProgressiveModel(nn.Module):
     "A stack of blocks with a feature projector and a head, which grows in place."
 
@@ -99,6 +100,7 @@ class ProgressiveModel(nn.Module):
         if names:
             encoder = FeatureEncoder(names, scaling.feature_edges, architecture.missing_flags)
             self.projector = build_projector(encoder, architecture.projector_width)
+        self.num_frozen = 0  # Lowest blocks that are not trained
         self._build_top()
 
     def _build_top(self) -> None:
@@ -122,7 +124,7 @@ class ProgressiveModel(nn.Module):
 
     def forward(
         self,
-        images: Tensor,  # float32 [batch, channels, height, width], in [0, 1]
+        images: Tensor,  # float32 [batch, channels, height, width], in [0, 1]; or `trunk` of them
         features: Tensor | None = None,  # float32 [batch, features], raw; NaN where missing
     ) -> Tensor:  # float32 [batch, classes], scores before the softmax
         "Scores of each class."
@@ -132,12 +134,13 @@ class ProgressiveModel(nn.Module):
         return torch.stack([self._score(view, features) for view in views]).mean(0)
 
     def _score(self, images: Tensor, features: Tensor | None) -> Tensor:
-        maps = self.encoder(images)
-        for block in self.blocks:
+        maps = images if self.num_frozen else self.encoder(images)
+        for block in self.blocks[self.num_frozen :]:
             maps = block(maps)
-        pooled = self.pool(maps)
-        projected = self._project(features, len(images))
-        scores: Tensor = self.head(torch.cat([pooled, projected], dim=1))
+        with torch.autocast(maps.device.type, enabled=False):
+            pooled = self.pool(maps.float())
+            projected = self._project(features, len(images))
+            scores: Tensor = self.head(torch.cat([pooled, projected], dim=1))
         return scores
 
     def _project(self, features: Tensor | None, num_rows: int) -> Tensor:
@@ -146,10 +149,39 @@ class ProgressiveModel(nn.Module):
         projected: Tensor = self.projector(given)  # without features, nothing in and nothing out
         return projected
 
+    def freeze(
+        self,
+        num_blocks: int,  # How many, from the image upwards
+    ) -> None:
+        "Keep the lowest blocks as they are; from now on `forward` reads the maps of `trunk`."
+        self.num_frozen = num_blocks
+        self.blocks[:num_blocks].requires_grad_(False)
+        self.train(self.training)
+
+    def trunk(
+        self,
+        images: Tensor,  # float32 [batch, channels, height, width], in [0, 1]
+    ) -> Tensor:  # [batch, k, height, width] of the last frozen block
+        "The maps that the frozen blocks make of images."
+        with torch.no_grad():
+            maps: Tensor = self.encoder(images)
+            for block in self.blocks[: self.num_frozen]:
+                maps = block(maps)
+        return maps
+
+    def train(
+        self,
+        mode: bool = True,  # False for evaluation
+    ) -> Self:
+        "Set training or evaluation mode; frozen blocks stay in the latter."
+        super().train(mode)
+        self.blocks[: self.num_frozen].eval()
+        return self
+
     @property
     def num_params(self) -> int:
-        "Number of trainable parameters."
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+        "Number of parameters."
+        return sum(p.numel() for p in self.parameters())
 
     @property
     def num_layers(self) -> int:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FindCheckpoint', 'Grown', 'Runner', 'first_weights', 'Measured', 'calibrate', 'answer', 'is_failure', 'LocalRunner']
 
-# %% ../nbs/22_runner.ipynb #b212271a
+# %% ../nbs/22_runner.ipynb #6778096a
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from .calibrate import cooled, fit_temperature
 from .checkpoint import Checkpoint
-from .core import InputError, choose_device, seeded
+from .core import InputError, choose_device, choose_precision, seeded
 from .dataset import Batch, Space_Galaxi, measure_scaling
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Observer
 from .history import Candidate, Outcome
@@ -25,7 +25,8 @@ from .loaders import ValidationRows, validation_rows
 from .model import Architecture, ProgressiveModel
 from .plan import EpochRecord
 from .snapshot import Snapshot, take_snapshot, weights_to_bytes
-from .train import Diverged, Trained, evaluate, train
+from .train import Diverged, Trained, evaluate, place_model, train
+from .trunk import through_trunk
 from .warmstart import warm_start
 
 # %% ../nbs/22_runner.ipynb #c9d9c590
@@ -112,7 +113,7 @@ def calibrate(
     after = evaluate(finished.model(), val_loader, device)
     return finished, Measured(after.accuracy, after.loss, after.scores, temperature)
 
-# %% ../nbs/22_runner.ipynb #fdfc153a
+# %% ../nbs/22_runner.ipynb #23dbf3e3
 def answer(
     candidate: Candidate,  # What to train, and how
     start: Snapshot,  # The network it starts from
@@ -122,6 +123,7 @@ def answer(
     emit: Observer,  # Told of the start, each epoch and the end
     should_stop: Callable[[], bool],  # Asked before each batch
     checkpoint: Checkpoint | None = None,  # Where to go on, if it was cut off
+    precision: str = "float32",  # Of the convolutions while it is trained
 ) -> Grown:
     "Train one candidate; raises `Stopped` when asked to stop."
     emit(CandidateStarted(candidate))
@@ -137,10 +139,10 @@ def answer(
         num_params = model.num_params
         trained = train(
             model,
-            train_loader,
-            val_loader,
+            *_seen_by(model, candidate, (train_loader, val_loader), device),
             candidate.plan,
             device=device,
+            precision=precision,
             on_epoch=on_epoch,
             should_stop=should_stop,
             start=checkpoint,
@@ -156,6 +158,22 @@ def answer(
     assert grown.outcome is not None
     emit(CandidateEnded(grown.outcome, grown.snapshot, grown.scores))
     return grown
+
+
+def _seen_by(
+    model: ProgressiveModel,
+    candidate: Candidate,
+    loaders: tuple[DataLoader[Batch], DataLoader[Batch]],
+    device: str | torch.device,
+) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
+    "The rows as the trained part of a network sees them: images, or maps of its frozen part."
+    num_frozen = model.num_layers - 1
+    if candidate.plan.scope == "all" or num_frozen < 1:
+        return loaders
+    place_model(model, device)
+    model.freeze(num_frozen)
+    train_maps, val_maps = (through_trunk(loader, model) for loader in loaders)
+    return train_maps, val_maps
 
 
 def _answered(
@@ -190,7 +208,7 @@ def is_failure(
     kinds = (Diverged, MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)  # that of the CPU
 
-# %% ../nbs/22_runner.ipynb #e135061c
+# %% ../nbs/22_runner.ipynb #a7c2e1fb
 class LocalRunner:
     "Trains candidates one after the other in this process."
 
@@ -200,11 +218,13 @@ class LocalRunner:
         val_loader: DataLoader[Batch],  # Rows to measure on
         *,
         device: str | torch.device | None = None,  # Where to compute; None takes the best there is
+        precision: str = "auto",  # Of convolutions in training; auto: bfloat16 where it is native
         projector_width: int = 32,  # Number of values the features are projected to
         missing_flags: bool = True,  # Whether networks are told which features are missing
         seed: int = 42,  # Settles the first weights of the empty network
     ) -> None:
         self.device = choose_device(device)
+        self.precision = choose_precision(precision, self.device)
         self.train_loader, self.val_loader = train_loader, val_loader
         data, val = train_loader.dataset, val_loader.dataset
         if not isinstance(data, Space_Galaxi) or not isinstance(val, Space_Galaxi):
@@ -243,4 +263,5 @@ class LocalRunner:
                 emit,
                 should_stop,
                 find_checkpoint(candidate),
+                self.precision,
             )

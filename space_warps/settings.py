@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['CHOICES', 'PLAIN', 'SearchConfig', 'widths_at', 'changed']
 
-# %% ../nbs/20a_settings.ipynb #4474b569
+# %% ../nbs/20a_settings.ipynb #07894807
 import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .blocks import BlockSpec, registered_blocks
 from .core import InputError
-from .plan import SCHEDULES, TrainPlan
+from .plan import SCHEDULES, SCOPES, TrainPlan
 
-# %% ../nbs/20a_settings.ipynb #c376def2
+# %% ../nbs/20a_settings.ipynb #22fdbe3b
 CHOICES = {
     "schedule": SCHEDULES,
+    "train_scope": SCOPES,
     "warm_start": ("chained", "parallel"),
     "compare": ("loss", "accuracy"),
     "accept": ("gain", "significant"),
@@ -37,6 +38,7 @@ class SearchConfig:
     seed: int = 42  # Seed of everything random
     copy_weights: bool = True  # Start from trained weights as far as they fit
     jitter: float = 0.05  # Noise on copied layers, in standard deviations of their weights
+    train_scope: str = "all"  # What a step trains: all, or block: the new one, projector and head
     warm_start: str = "parallel"  # All from the parent; chained: from the best so far at this depth
     kind: str = "conv"  # Family of the blocks
     kernel_size: int = 3  # Side of the kernels in pixels
@@ -74,6 +76,11 @@ class SearchConfig:
         budget = self.time_budget_s
         if budget is not None and not (math.isfinite(budget) and budget > 0):
             raise InputError(f"time_budget_s is above 0 seconds, or none at all; got {budget}")
+        if self.train_scope == "block" and not self.copy_weights:
+            raise InputError(
+                "train_scope='block' leaves the blocks below as they are, so it needs trained ones: "
+                "copy_weights=True"
+            )
         self.plan(self.epochs_per_eval, 0, 0)
         if self.finish_epochs < 1:
             raise InputError(
@@ -88,6 +95,7 @@ class SearchConfig:
         epochs: int,  # Passes over the training rows
         first_epoch: int,  # Number of the first epoch
         seed: int,  # Settles the dropout masks
+        scope: str = "all",  # What is trained
     ) -> TrainPlan:
         "A training by this recipe."
         return TrainPlan(
@@ -98,6 +106,7 @@ class SearchConfig:
             self.schedule,
             first_epoch,
             seed,
+            scope,
         )
 
     def specs_at(

@@ -6,7 +6,7 @@
 __all__ = ['OnEpoch', 'keep_freed_memory', 'place_model', 'Evaluation', 'evaluate', 'Stopped', 'Diverged', 'Trained', 'train',
            'take_step', 'train_epoch']
 
-# %% ../nbs/13c_train.ipynb #3f7694d7
+# %% ../nbs/13c_train.ipynb #2b6b12e4
 import ctypes
 import functools
 import math
@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from .checkpoint import Best, Checkpoint, restore_checkpoint, take_checkpoint
-from .core import deterministic, seeded
+from .core import autocast, deterministic, seeded
 from .dataset import Batch
 from .loaders import iterate
 from .plan import EpochRecord, TrainPlan, build_optimizer, build_schedule
@@ -43,7 +43,7 @@ def place_model(
     model.to(device)
     model.to(memory_format=torch.channels_last)
 
-# %% ../nbs/13c_train.ipynb #04f420da
+# %% ../nbs/13c_train.ipynb #2abeac02
 @dataclass(frozen=True)
 class Evaluation:
     "What a network says about the rows of a loader."
@@ -58,12 +58,13 @@ def evaluate(
     model: nn.Module,  # Stays as it is, but for its train or eval mode
     loader: DataLoader[Batch],  # As `create_train_val_dataloaders` gives it
     device: str | torch.device = "cpu",  # Where to compute; the model is moved there
+    precision: str = "float32",  # Of the convolutions: float32 or bfloat16
 ) -> Evaluation:
     "Measure a network on every row of a loader, in the loader's order."
     place_model(model, device)
     model.eval()
     scores, labels = [], []
-    with torch.inference_mode(), deterministic():
+    with torch.inference_mode(), deterministic(), autocast(precision, device):
         for images, truth, features in iterate(loader, device):
             scores.append(model(images, features))
             labels.append(truth)
@@ -96,7 +97,7 @@ class Trained:
 
 OnEpoch = Callable[[EpochRecord, Callable[[], Checkpoint]], None]
 
-# %% ../nbs/13c_train.ipynb #17121067
+# %% ../nbs/13c_train.ipynb #cafbd46e
 def train(
     model: nn.Module,  # `ProgressiveModel`, or called as one; left as the last epoch left it
     train_loader: DataLoader[Batch],  # Rows to learn from
@@ -104,6 +105,7 @@ def train(
     plan: TrainPlan,  # How long and how fast
     *,
     device: str | torch.device = "cpu",  # Where to compute
+    precision: str = "float32",  # Of the convolutions: float32 or bfloat16
     on_epoch: OnEpoch = lambda record, take: None,  # Told of each epoch; `take` gives a checkpoint
     should_stop: Callable[[], bool] = lambda: False,  # Asked before each batch
     start: Checkpoint | None = None,  # Where to go on; None begins
@@ -121,9 +123,9 @@ def train(
     for epoch in range(len(records), plan.epochs):
         number = plan.first_epoch + epoch
         model.train()
-        with seeded(plan.seed, number), deterministic():
+        with seeded(plan.seed, number), deterministic(), autocast(precision, device):
             loss = train_epoch(step, train_loader, number, device, should_stop)
-        measured = evaluate(model, val_loader, device)
+        measured = evaluate(model, val_loader, device, precision)
         record = EpochRecord(epoch + 1, loss, measured.loss, measured.accuracy)
         if not (math.isfinite(loss) and math.isfinite(measured.loss)):
             wrong = measured.loss if math.isfinite(loss) else loss
