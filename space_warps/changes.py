@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from .config import Config, read_config, read_run_config, to_config
 from .core import InputError
 
-# %% ../nbs/42b_changes.ipynb #beb575d4
+# %% ../nbs/42b_changes.ipynb #ca662787
 MAY_CHANGE = {
     "data.csv_path",
     "data.img_dir_path",
@@ -23,6 +23,7 @@ MAY_CHANGE = {
     "data.max_resident_bytes",
     "search.device",
     "search.precision",
+    "search.capture",
     "track",
 }
 
@@ -84,7 +85,7 @@ def given_settings(
     "The settings of the search that were given, as JSON values."
     tree = read_config(words)
     names = [key.removeprefix("search.") for key in given_keys(words) if key.startswith("search.")]
-    if other := {"device", "plain", "precision"} & set(names):
+    if other := {"device", "plain", "precision", "capture"} & set(names):
         raise InputError(f"search.{min(other)} cannot differ on a branch")
     chosen = cast(dict[str, Any], OmegaConf.to_container(tree.search))
     return {name: chosen[name] for name in names}

@@ -41,7 +41,7 @@ class Checkpoint:
     optimizer: dict[str, Any]  # As its `state_dict` gives it
     schedule: dict[str, Any]  # As its `state_dict` gives it
 
-# %% ../nbs/13b_checkpoint.ipynb #e882eecb
+# %% ../nbs/13b_checkpoint.ipynb #707f28ca
 def take_checkpoint(
     model: nn.Module,  # Stays as it is
     optimizer: torch.optim.Optimizer,  # Stays as it is
@@ -59,9 +59,14 @@ def take_checkpoint(
         epochs,
         best,
         clone_weights(model),
-        {"state": moments, "param_groups": state["param_groups"]},
+        {"state": moments, "param_groups": [_plain(group) for group in state["param_groups"]]},
         dict(schedule.state_dict()),
     )
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    "Settings of the optimizer as numbers, wherever it keeps them."
+    return {name: v.item() if torch.is_tensor(v) else v for name, v in group.items()}
 
 
 def _copied(value: Any) -> Any:
@@ -76,7 +81,12 @@ def restore_checkpoint(
 ) -> None:
     "Bring a training to where it was."
     model.load_state_dict(dict(checkpoint.weights))
+    own = [(group["lr"], group["capturable"]) for group in optimizer.param_groups]
     optimizer.load_state_dict(checkpoint.optimizer)
+    for group, (rate, capturable) in zip(optimizer.param_groups, own, strict=True):
+        group["capturable"] = capturable
+        if torch.is_tensor(rate):  # stays where a recorded step reads it
+            group["lr"] = rate.fill_(group["lr"])
     for parameter, kept in optimizer.state.items():
         for name, value in kept.items():
             if torch.is_tensor(value):

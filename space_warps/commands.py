@@ -49,7 +49,7 @@ from .simulate import sample_catalogue, simulate
 from .snapshot import load_snapshot
 from .trackers import open_tracker
 
-# %% ../nbs/42d_commands.ipynb #1503d638
+# %% ../nbs/42d_commands.ipynb #4e35dd92
 def run_search(
     config: Config,  # What was asked
     text: str,  # The same as YAML, for the run folder
@@ -67,7 +67,7 @@ def run_search(
     loaders = read_rows(config, *paths)
     runner = make_runner(config, loaders)
     check_test(config, loaders, paths[1], runner.empty.architecture)
-    environment = describe_environment(paths[0], runner.device, loaders, runner.precision)
+    environment = describe_environment(paths[0], runner.device, loaders, **runner.computing)
     run = config.run
     keep = RunFolder(
         folder,
@@ -140,6 +140,7 @@ def make_runner(
         *loaders,
         device=config.search.device,
         precision=config.search.precision,
+        capture=config.search.capture,
         missing_flags=config.data.missing_flags,
         seed=config.search.seed,
     )

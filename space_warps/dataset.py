@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Transform', 'Batch', 'BatchTransform', 'apply_transform', 'Space_Galaxi', 'Scaling', 'measure_scaling']
 
-# %% ../nbs/02_dataset.ipynb #e5b7f6e3
+# %% ../nbs/02_dataset.ipynb #74ffe840
 import copy
 import hashlib
 import inspect
@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from .catalogue import Catalogue, read_catalogue
 from .core import seeded
 from .images import load_images
+from .resident import Resident
 from .table import OnBadRow, settle_bad_rows
 
 # %% ../nbs/02_dataset.ipynb #06037193
@@ -65,7 +66,7 @@ def apply_transform(
             changed.append(single(image))
     return torch.stack(changed)
 
-# %% ../nbs/02_dataset.ipynb #4a43ab77
+# %% ../nbs/02_dataset.ipynb #51f07353
 Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
@@ -104,7 +105,7 @@ class Space_Galaxi(Dataset[Batch]):
         )
         skipped = settle_bad_rows(bad, catalogue.table, csv_path, on_bad_row)
         good = np.setdiff1d(np.arange(len(catalogue)), list(bad))
-        self.pixels = pixels
+        self.resident = Resident(pixels)
         self.transform = transform
         self.seed = seed
         self.epoch = 0
@@ -138,11 +139,12 @@ class Space_Galaxi(Dataset[Batch]):
     ) -> Batch:  # images float32 [batch, channels, height, width], labels [batch], features [batch, features]
         "Many samples at once, gathered from the bytes and transformed on `device`."
         rows = self.rows[places]
-        images = self.pixels[rows].to(device).to(torch.float32).div_(255)
+        images = self.resident.gather(rows, device).to(torch.float32).div_(255)
         images = apply_transform(
             self.transform, images, seed=self.seed, epoch=self.epoch, rows=rows
         )
-        return images, self.labels[places].to(device), self.features[places].to(device)
+        labels, features = self.labels[places], self.features[places]
+        return images, labels.to(device, non_blocking=True), features.to(device, non_blocking=True)
 
     def subset(
         self,
@@ -163,6 +165,11 @@ class Space_Galaxi(Dataset[Batch]):
         for start in range(0, len(self), 1024):
             digest.update(self.pixels[self.rows[start : start + 1024]].numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def pixels(self) -> Tensor:
+        "uint8 [rows of the catalogue, channels, height, width], shared by all subsets."
+        return self.resident.pixels
 
     @property
     def classes(self) -> tuple[str, ...]:

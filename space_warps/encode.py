@@ -26,10 +26,11 @@ def bin_places(
     ]
     return [b[0] for b in found], [b[1] for b in found], [b[2] for b in found]
 
-# %% ../nbs/10b_encode.ipynb #0a4a2d20
+# %% ../nbs/10b_encode.ipynb #d6e651a0
 class FeatureEncoder(nn.Module):
     "Raw features -> a value in [-1, 1] per bin, and flags of what is missing."
 
+    columns: Tensor
     place: Tensor
     low: Tensor
     width: Tensor
@@ -45,6 +46,7 @@ class FeatureEncoder(nn.Module):
         self.pairs = sentinel_pairs(names)
         self.missing_flags = missing_flags
         self.num_outputs = len(place) + (len(names) if missing_flags else 0)
+        self.register_buffer("columns", torch.arange(len(names)), persistent=False)
         self.register_buffer("place", torch.tensor(place, dtype=torch.int64), persistent=False)
         self.register_buffer("low", torch.tensor(low), persistent=False)
         self.register_buffer("width", torch.tensor(width), persistent=False)
@@ -65,8 +67,8 @@ class FeatureEncoder(nn.Module):
         missing = features.isnan()
         for value, error in self.pairs:
             sentinel = is_sentinel(features[:, value], features[:, error])[:, None]
-            places = torch.tensor([value, error], device=features.device)
-            missing = missing.index_copy(1, places, missing[:, [value, error]] | sentinel)
+            in_pair = (self.columns == value) | (self.columns == error)
+            missing = missing | (sentinel & in_pair)
         return missing
 
 # %% ../nbs/10b_encode.ipynb #c614d9e1

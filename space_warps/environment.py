@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from .core import sha256_file
 from .dataset import Batch, Space_Galaxi
 
-# %% ../nbs/30b_environment.ipynb #40c831f4
+# %% ../nbs/30b_environment.ipynb #eb53951a
 PACKAGES = (
     "torch",
     "torchvision",
@@ -38,6 +38,7 @@ def describe_environment(
     device: str | torch.device,  # Where training computes
     loaders: Sequence[DataLoader[Batch]] = (),  # Its rows, to be hashed with their images
     precision: str = "float32",  # Of the convolutions while networks are trained
+    capture: bool = False,  # Whether steps are recorded and replayed
 ) -> dict[str, Any]:  # JSON values
     "What the bits of a run depend on, besides its configuration."
     datasets = [loader.dataset for loader in loaders]
@@ -51,6 +52,7 @@ def describe_environment(
         "device": str(device),
         "device_name": _device_name(torch.device(device)),
         "precision": precision,
+        "capture": capture,
         "threads": torch.get_num_threads(),
         "catalogue": str(csv_path),
         "catalogue_sha256": sha256_file(csv_path),
@@ -83,7 +85,7 @@ def _commit() -> str | None:
         return None
     return done.stdout.strip()
 
-# %% ../nbs/30b_environment.ipynb #f4fd5127
+# %% ../nbs/30b_environment.ipynb #8a580749
 MEANINGS = {
     "space_warps": "another version of the program may compute otherwise",
     "commit": "another version of the program may compute otherwise",
@@ -93,6 +95,7 @@ MEANINGS = {
     "device": "another device rounds otherwise",
     "device_name": "another device rounds otherwise",
     "precision": "another precision gives other weights",
+    "capture": "a replayed step rounds the learning rate",
     "threads": "sums are taken in another order",
     "catalogue_sha256": "the file is not the one that the run read",
     "rows_sha256": "rows or images are not those that the run learned from",

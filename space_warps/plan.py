@@ -56,10 +56,11 @@ class EpochRecord:
     val_loss: float  # Mean cross-entropy on the validation rows, in nats
     val_acc: float  # Accuracy on the validation rows, in [0, 1]
 
-# %% ../nbs/13a_plan.ipynb #02fc7ba1
+# %% ../nbs/13a_plan.ipynb #ca760aa4
 def build_optimizer(
     model: nn.Module,  # Whose parameters are trained
     plan: TrainPlan,  # How fast
+    capturable: bool = False,  # Keep steps and rate on the GPU, for `CapturedStep`
 ) -> torch.optim.AdamW:
     "AdamW that decays matrices and filters only."
     known = [p for p in model.parameters() if p.requires_grad]
@@ -67,7 +68,8 @@ def build_optimizer(
         {"params": [p for p in known if p.ndim > 1], "weight_decay": plan.weight_decay},
         {"params": [p for p in known if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, plan.lr)
+    rate = torch.tensor(plan.lr, device=known[0].device) if capturable else plan.lr
+    return torch.optim.AdamW(groups, rate, capturable=capturable)
 
 
 def build_schedule(

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FindCheckpoint', 'Grown', 'Runner', 'first_weights', 'Measured', 'calibrate', 'answer', 'is_failure', 'LocalRunner']
 
-# %% ../nbs/22_runner.ipynb #6778096a
+# %% ../nbs/22_runner.ipynb #f06b87a5
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -113,7 +113,7 @@ def calibrate(
     after = evaluate(finished.model(), val_loader, device)
     return finished, Measured(after.accuracy, after.loss, after.scores, temperature)
 
-# %% ../nbs/22_runner.ipynb #23dbf3e3
+# %% ../nbs/22_runner.ipynb #7132b79d
 def answer(
     candidate: Candidate,  # What to train, and how
     start: Snapshot,  # The network it starts from
@@ -124,6 +124,7 @@ def answer(
     should_stop: Callable[[], bool],  # Asked before each batch
     checkpoint: Checkpoint | None = None,  # Where to go on, if it was cut off
     precision: str = "float32",  # Of the convolutions while it is trained
+    capture: bool = False,  # Replay a recorded step, on a GPU
 ) -> Grown:
     "Train one candidate; raises `Stopped` when asked to stop."
     emit(CandidateStarted(candidate))
@@ -143,6 +144,7 @@ def answer(
             candidate.plan,
             device=device,
             precision=precision,
+            capture=capture,
             on_epoch=on_epoch,
             should_stop=should_stop,
             start=checkpoint,
@@ -208,7 +210,7 @@ def is_failure(
     kinds = (Diverged, MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)  # that of the CPU
 
-# %% ../nbs/22_runner.ipynb #a7c2e1fb
+# %% ../nbs/22_runner.ipynb #3cc52eb9
 class LocalRunner:
     "Trains candidates one after the other in this process."
 
@@ -219,12 +221,17 @@ class LocalRunner:
         *,
         device: str | torch.device | None = None,  # Where to compute; None takes the best there is
         precision: str = "auto",  # Of convolutions in training; auto: bfloat16 where it is native
+        capture: bool = False,  # Record a step as a CUDA graph and replay it; GPU only
         projector_width: int = 32,  # Number of values the features are projected to
         missing_flags: bool = True,  # Whether networks are told which features are missing
         seed: int = 42,  # Settles the first weights of the empty network
     ) -> None:
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
+        if capture and self.device.type != "cuda":
+            raise InputError(f"capture records what a GPU does; the device is {self.device}")
+        self.capture = capture
+        self.computing: dict[str, Any] = {"precision": self.precision, "capture": capture}
         self.train_loader, self.val_loader = train_loader, val_loader
         data, val = train_loader.dataset, val_loader.dataset
         if not isinstance(data, Space_Galaxi) or not isinstance(val, Space_Galaxi):
@@ -264,4 +271,5 @@ class LocalRunner:
                 should_stop,
                 find_checkpoint(candidate),
                 self.precision,
+                self.capture,
             )

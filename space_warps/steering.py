@@ -31,7 +31,7 @@ def _folder(config: Config) -> Path:
         raise InputError("run.dir is missing; name the folder of a run")
     return Path(config.run.dir)
 
-# %% ../nbs/42e_steering.ipynb #7c6346bc
+# %% ../nbs/42e_steering.ipynb #baa49ffc
 def run_replay(
     config: Config,  # That of the run, with the step
 ) -> bool:  # Whether all of it came out the same
@@ -41,7 +41,7 @@ def run_replay(
     paths = catalogue_paths(config.data)
     loaders = read_rows(config, *paths)
     runner = make_runner(config, loaders)
-    now = describe_environment(paths[0], runner.device, loaders, runner.precision)
+    now = describe_environment(paths[0], runner.device, loaders, **runner.computing)
     changes = differences(record.environment, now)
     past = RunPast(folder, record)
     pairs = replay(going_on(record), _which(config), runner, past)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OnEpoch', 'keep_freed_memory', 'place_model', 'Evaluation', 'evaluate', 'Stopped', 'Diverged', 'Trained', 'train',
-           'take_step', 'train_epoch']
+           'learn_from', 'take_step', 'train_epoch']
 
-# %% ../nbs/13c_train.ipynb #2b6b12e4
+# %% ../nbs/13c_train.ipynb #91c747cd
 import ctypes
 import functools
 import math
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from .capture import CapturedStep, Learn
 from .checkpoint import Best, Checkpoint, restore_checkpoint, take_checkpoint
 from .core import autocast, deterministic, seeded
 from .dataset import Batch
@@ -97,7 +98,7 @@ class Trained:
 
 OnEpoch = Callable[[EpochRecord, Callable[[], Checkpoint]], None]
 
-# %% ../nbs/13c_train.ipynb #cafbd46e
+# %% ../nbs/13c_train.ipynb #5cd67524
 def train(
     model: nn.Module,  # `ProgressiveModel`, or called as one; left as the last epoch left it
     train_loader: DataLoader[Batch],  # Rows to learn from
@@ -106,15 +107,17 @@ def train(
     *,
     device: str | torch.device = "cpu",  # Where to compute
     precision: str = "float32",  # Of the convolutions: float32 or bfloat16
+    capture: bool = False,  # Record a step as a CUDA graph and replay it
     on_epoch: OnEpoch = lambda record, take: None,  # Told of each epoch; `take` gives a checkpoint
     should_stop: Callable[[], bool] = lambda: False,  # Asked before each batch
     start: Checkpoint | None = None,  # Where to go on; None begins
 ) -> Trained:
     "Train by a plan; raises `Stopped` when asked to stop, `Diverged` on NaN."
     place_model(model, device)
-    optimizer = build_optimizer(model, plan)
+    optimizer = build_optimizer(model, plan, capturable=capture)
     schedule = build_schedule(optimizer, plan, len(train_loader))
-    step = functools.partial(take_step, model, optimizer, schedule, plan.label_smoothing)
+    learn = functools.partial(learn_from, model, optimizer, plan.label_smoothing)
+    step = functools.partial(take_step, CapturedStep(learn) if capture else learn, schedule)
     records: list[EpochRecord] = []
     best: Best | None = None
     if start is not None:
@@ -139,15 +142,14 @@ def train(
     assert best is not None  # a plan has at least one epoch
     return Trained(tuple(records), best.record, best.weights, best.scores)
 
-# %% ../nbs/13c_train.ipynb #39bac982
-def take_step(
+# %% ../nbs/13c_train.ipynb #07b43a4c
+def learn_from(
     model: nn.Module,  # Is trained in place
     optimizer: torch.optim.Optimizer,  # Holds the model's parameters
-    schedule: torch.optim.lr_scheduler.LRScheduler,  # Settles the learning rate
     label_smoothing: float,  # Share of the truth that is spread over all classes
     batch: Batch,  # Images, labels, features
 ) -> Tensor:  # Mean loss, detached
-    "One step of the optimizer."
+    "Forward, backward, and a step of the optimizer."
     images, labels, features = batch
     loss = functional.cross_entropy(
         model(images, features), labels, label_smoothing=label_smoothing
@@ -155,12 +157,22 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    schedule.step()
     return loss.detach()
 
 
+def take_step(
+    learn: Learn,  # Learns from a batch
+    schedule: torch.optim.lr_scheduler.LRScheduler,  # Settles the learning rate
+    batch: Batch,  # Images, labels, features
+) -> Tensor:  # Mean loss, detached
+    "One step of a training."
+    loss = learn(batch)
+    schedule.step()
+    return loss
+
+
 def train_epoch(
-    step: Callable[[Batch], Tensor],  # Learns from a batch and gives its mean loss
+    step: Learn,  # Learns from a batch and gives its mean loss
     loader: DataLoader[Batch],  # Rows to learn from
     epoch: int,  # Settles order and augmentation
     device: str | torch.device = "cpu",  # Where to compute
