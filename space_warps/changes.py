@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from .config import Config, read_config, read_run_config, to_config
 from .core import InputError
 
-# %% ../nbs/42b_changes.ipynb #ca662787
+# %% ../nbs/42b_changes.ipynb #4394f911
 MAY_CHANGE = {
     "data.csv_path",
     "data.img_dir_path",
@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "search.device",
     "search.precision",
     "search.capture",
+    "search.workers",
     "track",
 }
 
@@ -85,7 +86,7 @@ def given_settings(
     "The settings of the search that were given, as JSON values."
     tree = read_config(words)
     names = [key.removeprefix("search.") for key in given_keys(words) if key.startswith("search.")]
-    if other := {"device", "plain", "precision", "capture"} & set(names):
+    if other := {"device", "plain", "precision", "capture", "workers"} & set(names):
         raise InputError(f"search.{min(other)} cannot differ on a branch")
     chosen = cast(dict[str, Any], OmegaConf.to_container(tree.search))
     return {name: chosen[name] for name in names}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_search', 'make_runner', 'run_evaluate', 'run_audit', 'run_simulate', 'run_report']
 
-# %% ../nbs/42d_commands.ipynb #7b8d3a40
+# %% ../nbs/42d_commands.ipynb #292dff4e
 import json
 import sys
 import time
@@ -41,15 +41,16 @@ from .page import write_page
 from .progress import ProgressBar
 from .record import going_on, read_history, read_record
 from .report import describe
-from .runner import LocalRunner
+from .runner import LocalRunner, Runner
 from .runs import RunFolder, check_ended, check_new_folder, rewrite_report
 from .search import search
 from .settings import SearchConfig
 from .simulate import sample_catalogue, simulate
 from .snapshot import load_snapshot
 from .trackers import open_tracker
+from .workers import WorkerRunner
 
-# %% ../nbs/42d_commands.ipynb #4e35dd92
+# %% ../nbs/42d_commands.ipynb #82b62048
 def run_search(
     config: Config,  # What was asked
     text: str,  # The same as YAML, for the run folder
@@ -94,6 +95,8 @@ def run_search(
     finally:
         bars.close()
         keep.close()
+        if isinstance(runner, WorkerRunner):
+            runner.close()
     _conclude(config, folder, loaders, paths, should_stop)
 
 
@@ -134,9 +137,9 @@ def _read_evaluation(folder: Path) -> dict[str, Any] | None:
 def make_runner(
     config: Config,  # What was asked
     loaders: Loaders,  # Its rows
-) -> LocalRunner:
+) -> LocalRunner | WorkerRunner:
     "The runner that these keys ask for."
-    return LocalRunner(
+    local = LocalRunner(
         *loaders,
         device=config.search.device,
         precision=config.search.precision,
@@ -144,9 +147,10 @@ def make_runner(
         missing_flags=config.data.missing_flags,
         seed=config.search.seed,
     )
+    return local if config.search.workers == 1 else WorkerRunner(local, config.search.workers)
 
 
-def _say_what_begins(keep: RunFolder, runner: LocalRunner, csv_path: str, loaders: Loaders) -> None:
+def _say_what_begins(keep: RunFolder, runner: Runner, csv_path: str, loaders: Loaders) -> None:
     print(f"{csv_path}: training on {runner.num_train} rows, validating with {runner.num_val}")
     if skipped := catalogues_of(loaders)[0].skipped:
         print(f"{len(skipped)} rows skipped, the first one: {skipped[0]}")

@@ -27,7 +27,7 @@ from .augment import Augment
 from .core import InputError
 from .settings import PLAIN, SearchConfig
 
-# %% ../nbs/42a_config.ipynb #55698dce
+# %% ../nbs/42a_config.ipynb #5710f455
 @dataclass(frozen=True)
 class DataConfig:
     "Which catalogue, and how to read it."
@@ -55,6 +55,7 @@ class SearchKeys(SearchConfig):
     device: str | None = None  # cpu, cuda, cuda:1; None takes the best there is
     precision: str = "auto"  # float32, bfloat16; auto: bfloat16 where the processor has it
     capture: bool = False  # Record a step as a CUDA graph and replay it
+    workers: int = 1  # Candidates of a depth that are trained at once, each in a process
     plain: bool = False  # The plain rule of greedy growth; single keys may change it again
 
 

@@ -76,7 +76,7 @@ def best_grown(
     best = best_outcome([grown.outcome for grown in done if grown.outcome is not None], compare)
     return next((grown for grown in done if best is not None and grown.outcome is best), None)
 
-# %% ../nbs/23a_depth.ipynb #7e3fb317
+# %% ../nbs/23a_depth.ipynb #7dfb5148
 def try_depth(
     config: SearchConfig,  # What the search does
     candidates: Sequence[Candidate],  # As `propose` gives them
@@ -86,11 +86,11 @@ def try_depth(
     rows: ValidationRows,  # What networks are measured on
 ) -> tuple[Step, list[Grown]]:  # What happened, decided by the rule; the candidates by index
     "Train the control and every candidate of a depth, and ask the rule."
-    (control,) = train_wave(candidates[:1], tip)
     if config.warm_start == "chained":
+        (control,) = train_wave(candidates[:1], tip)
         done = train_chained(candidates[1:], tip, train_wave, config.compare)
     else:
-        done = train_wave(candidates[1:], tip)
+        control, *done = train_wave(candidates, tip)
     outcomes = tuple(grown.outcome for grown in done if grown.outcome is not None)
     num_held = len(tip.snapshot.architecture.blocks) - len(accepted.snapshot.architecture.blocks)
     assert control.outcome is not None

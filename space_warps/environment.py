@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from .core import sha256_file
 from .dataset import Batch, Space_Galaxi
 
-# %% ../nbs/30b_environment.ipynb #eb53951a
+# %% ../nbs/30b_environment.ipynb #e6023fb2
 PACKAGES = (
     "torch",
     "torchvision",
@@ -39,6 +39,7 @@ def describe_environment(
     loaders: Sequence[DataLoader[Batch]] = (),  # Its rows, to be hashed with their images
     precision: str = "float32",  # Of the convolutions while networks are trained
     capture: bool = False,  # Whether steps are recorded and replayed
+    threads: int | None = None,  # Of a training; None takes those of this process
 ) -> dict[str, Any]:  # JSON values
     "What the bits of a run depend on, besides its configuration."
     datasets = [loader.dataset for loader in loaders]
@@ -53,7 +54,7 @@ def describe_environment(
         "device_name": _device_name(torch.device(device)),
         "precision": precision,
         "capture": capture,
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "catalogue": str(csv_path),
         "catalogue_sha256": sha256_file(csv_path),
         "rows_sha256": [data.sha256() for data in datasets if isinstance(data, Space_Galaxi)],

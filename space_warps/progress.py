@@ -60,7 +60,7 @@ def describe_finish(
     rest = f" (beside it {', '.join(told)})" if told else ""
     return f"finish: kept {finish.kept.candidate.role} {finish.kept.val_acc:.3f}{rest}"
 
-# %% ../nbs/31a_progress.ipynb #63ca2e24
+# %% ../nbs/31a_progress.ipynb #7ae2a734
 def _short_name(candidate: Candidate) -> str:
     return f"k={candidate.blocks[-1].k}" if candidate.role == "candidate" else candidate.role
 
@@ -77,7 +77,7 @@ class ProgressBar:
         self.bars = bars
         self.num_val: int | None = None
         self.candidates: Any = None
-        self.epochs: Any = None
+        self.epochs: dict[str, Any] = {}  # By name of the candidate; several are trained at once
 
     def __call__(
         self,
@@ -87,12 +87,14 @@ class ProgressBar:
             self.candidates = self._bar(len(event.specs) + 1, f"depth {event.depth}", "candidate")
         elif isinstance(event, CandidateStarted):
             candidate = event.candidate
-            self.epochs = self._bar(candidate.plan.epochs, f"  {_short_name(candidate)}", "epoch")
+            said = f"  {_short_name(candidate)}"
+            self.epochs[candidate.name] = self._bar(candidate.plan.epochs, said, "epoch")
         elif isinstance(event, EpochEnded):
-            self.epochs.set_postfix_str(f"accuracy {event.record.val_acc:.3f}", refresh=False)
-            self.epochs.update()
+            bar = self.epochs[event.candidate.name]
+            bar.set_postfix_str(f"accuracy {event.record.val_acc:.3f}", refresh=False)
+            bar.update()
         elif isinstance(event, CandidateEnded):
-            self.epochs.close()
+            self.epochs.pop(event.outcome.candidate.name).close()
             if self.candidates is not None:  # a resumed search may train one before its first depth
                 self.candidates.update()
         elif isinstance(event, StepEnded):
@@ -120,6 +122,6 @@ class ProgressBar:
 
     def close(self) -> None:
         "Wipe the bars, after a search that ended by an error, say."
-        for bar in (self.epochs, self.candidates):
+        for bar in (*self.epochs.values(), self.candidates):
             if bar is not None:
                 bar.close()

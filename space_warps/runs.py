@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_new_folder', 'open_again', 'RunFolder', 'record_turn', 'rewrite_report', 'check_ended']
 
-# %% ../nbs/31g_runs.ipynb #981ebfe3
+# %% ../nbs/31g_runs.ipynb #a770c54f
 import os
 import time
 from pathlib import Path
@@ -15,6 +15,7 @@ from .core import InputError, sha256_file, write_atomic, write_json
 from .environment import differences
 from space_warps.events import (
     CandidateEnded,
+    CandidateStarted,
     EpochEnded,
     Event,
     FinishEnded,
@@ -68,7 +69,7 @@ def open_again(
         raise
     return journal, record
 
-# %% ../nbs/31g_runs.ipynb #a6961af8
+# %% ../nbs/31g_runs.ipynb #7eef03aa
 class RunFolder:
     "Writes a search to a folder as it happens; `past` is what it can go on from."
 
@@ -100,7 +101,8 @@ class RunFolder:
         if self.journal is not None:
             self._tidy_all()
         self.past = RunPast(self.folder, self.record)
-        self.began = self.saved = time.monotonic()
+        self.began = time.monotonic()
+        self.saved: dict[str, float] = {}  # Candidate -> when it began or was saved last
 
     def __call__(
         self,
@@ -133,7 +135,7 @@ class RunFolder:
             )
 
     def _begin(self, event: SearchStarted) -> None:
-        self.began = self.saved = time.monotonic()
+        self.began = time.monotonic()
         self.began -= self.record.seconds
         if self.record.history is not None:
             self._check_start(event, going_on(self.record))
@@ -186,12 +188,15 @@ class RunFolder:
 
     def _store(self, event: Event) -> dict[str, Any]:
         "Write the tensors of an event; what to add to its line."
+        if isinstance(event, CandidateStarted):
+            self.saved[event.candidate.name] = time.monotonic()
         if isinstance(event, CandidateEnded) and event.snapshot is not None:
             return store_answer(self.folder, event)
         if isinstance(event, EpochEnded) and event.take_checkpoint is not None:
-            late = time.monotonic() - self.saved > self.checkpoint_s
+            name = event.candidate.name
+            late = time.monotonic() - self.saved.get(name, self.began) > self.checkpoint_s
             if late and event.record.epoch < event.candidate.plan.epochs:
-                self.saved = time.monotonic()
+                self.saved[name] = time.monotonic()
                 return store_checkpoint(self.folder, event)
         if isinstance(event, SearchEnded):
             sha256 = save_snapshot(event.snapshot, self.folder)

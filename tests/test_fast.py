@@ -1,0 +1,127 @@
+"""What makes training fast leaves its results alone, and a run says how it was computed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Tiny
+from torch import nn
+
+from space_warps.cli import main
+from space_warps.loaders import create_train_val_dataloaders
+from space_warps.plan import TrainPlan
+from space_warps.record import read_history
+from space_warps.runner import LocalRunner
+from space_warps.search import search
+from space_warps.settings import SearchConfig
+from space_warps.train import train
+
+QUICK = [
+    "search.k_candidates=[4,6]",
+    "search.max_layers=2",
+    "search.epochs_per_eval=1",
+    "search.finish_epochs=2",
+    "search.device=cpu",
+]
+
+
+def grow(tiny: Tiny, run: Path, *words: str) -> dict[str, Any]:
+    assert main(["search", *tiny.words(), f"run.dir={run}", *QUICK, *words]) == 0
+    summary: dict[str, Any] = json.loads((run / "progressive_summary.json").read_text())
+    return summary
+
+
+def environment(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "environment.json").read_text())
+    return found
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_workers_grow_the_same_network(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
+    alone = grow(tiny, tmp_path / "alone")
+    beside = grow(tiny, tmp_path / "beside", "search.workers=2")
+    assert beside["model_sha256"] == alone["model_sha256"]
+    assert read_history(tmp_path / "beside").steps == read_history(tmp_path / "alone").steps
+    assert environment(tmp_path / "beside")["threads"] == 1
+
+
+def test_a_run_says_threads_and_precision(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
+    grow(tiny, tmp_path / "run", "search.precision=bfloat16", "search.finish=false")
+    said = environment(tmp_path / "run")
+    assert (said["threads"], said["precision"], said["capture"]) == (1, "bfloat16", False)
+
+
+def test_another_precision_is_not_gone_on_with(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    grow(tiny, run, "search.precision=float32")
+    assert main(["search", f"run.dir={run}", "run.resume=true", "search.precision=bfloat16"]) == 2
+    assert "precision was float32 and is bfloat16" in capsys.readouterr().err
+
+
+def test_a_frozen_trunk_keeps_what_was_taken(tiny: Tiny, tmp_path: Path) -> None:
+    loaders = create_train_val_dataloaders(tiny.csv_path, tiny.img_dir_path)
+    config = SearchConfig(
+        max_layers=2, k_candidates=(4,), epochs_per_eval=2, train_scope="block", finish=False
+    )
+    heard: list[Any] = []
+    _, history = search(config, LocalRunner(*loaders, device="cpu"), observers=[heard.append])
+    first, second = (
+        event.snapshot.weights
+        for event in heard
+        if type(event).__name__ == "CandidateEnded" and event.outcome.candidate.role == "candidate"
+    )
+    for name in first:
+        if name.startswith("blocks.0."):
+            assert torch.equal(first[name], second[name]), name
+    assert not torch.equal(first["head.bias"], second["head.bias"])
+    assert [step.depth for step in history.steps] == [1, 2]
+
+
+def test_the_maximum_taken_first_trains_the_same_network(tiny: Tiny) -> None:
+    loaders = create_train_val_dataloaders(tiny.csv_path, tiny.img_dir_path)
+    runner = LocalRunner(*loaders, device="cpu", precision="float32")
+    (spec,) = SearchConfig(k_candidates=(8,)).specs_at(1)
+    architecture = runner.empty.architecture.grown(spec)
+
+    def trained(as_written: bool) -> Any:
+        torch.manual_seed(0)
+        model = type(runner.empty.model())(architecture)
+        if as_written:
+            model.blocks = nn.ModuleList(nn.Sequential(*block) for block in model.blocks)
+        return train(model, *loaders, TrainPlan(epochs=3))
+
+    ours, plain = trained(False), trained(True)
+    torch.testing.assert_close(ours.scores, plain.scores, rtol=1e-2, atol=5e-3)
+    for name, weights in ours.weights.items():
+        if not name.endswith(("conv.bias", "running_mean")):  # normalisation takes them away again
+            torch.testing.assert_close(weights, plain.weights[name], rtol=1e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("search.workers=0", "at least 1; got 0"),
+        ("search.precision=half", "precision is one of auto, float32, bfloat16; got 'half'"),
+        ("search.capture=true", "capture records what a GPU does"),
+        ("search.train_scope=head", "train_scope is 'all' or 'block'"),
+        ("search.first_kernel=4", "kernel_size is odd"),
+    ],
+)
+def test_wrong_settings(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, said: str
+) -> None:
+    words = ["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", "search.device=cpu", word]
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
