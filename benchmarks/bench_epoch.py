@@ -3,23 +3,24 @@
 An epoch is one pass over the training rows and one measurement on the validation rows. Decoding is
 not part of ours, which does it once; `bench_input.py` times that. Both sides see the same rows in
 the same order, take as many steps and are measured on the same rows. The reference keeps its workers
-from epoch to epoch, and has what our loop asks of the C library, as it runs in the same process.
+from epoch to epoch, and runs in a process of its own: what our loop asks of the C library would halve
+its time with large images.
 """
 
 import contextlib
 import functools
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from reference_loop import PlainBlocks, ReferenceLoop, as_colour
-from side_by_side import Row, compare, parse, show
+from side_by_side import Row, compare, own_process, parse, show
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -96,13 +97,63 @@ class OurLoop:
             yield
 
 
-def against_reference(
-    name: str, loaders: Loaders, widths: tuple[int, ...], rounds: int, workers: int = 2
+@dataclass(frozen=True)
+class Case:
+    """Rows and a network to train."""
+
+    folder: Path  # With annotations.csv and images/
+    fraction: float  # Share of its objects
+    widths: tuple[int, ...]
+
+    def network_and_loaders(self) -> tuple[ProgressiveModel, Loaders]:
+        """The network with its first weights, and the rows."""
+        loaders = read(self.folder, self.fraction)
+        return network(loaders, *self.widths), loaders
+
+
+_IN_CHILD: list[OurLoop | ReferenceLoop] = []
+
+
+def begin_ours(case: Case, keeps_memory: bool = True) -> None:
+    """Prepare our loop in a process of its own."""
+    if not keeps_memory:
+        mock.patch.object(training, "keep_freed_memory", lambda: None).start()
+    _IN_CHILD.append(OurLoop(*case.network_and_loaders()))
+
+
+def begin_reference(case: Case, workers: int) -> None:
+    """Prepare the plain loop in a process of its own."""
+    _IN_CHILD.append(ReferenceLoop(*case.network_and_loaders(), PLAN, workers))
+
+
+def run_in_child() -> float:
+    """An epoch of the loop of this process."""
+    return _IN_CHILD[0].run_epoch()
+
+
+def compare_processes(
+    name: str, ours: ProcessPoolExecutor, other: ProcessPoolExecutor, rounds: int
 ) -> Row:
+    """Epochs of two processes, of which one waits."""
+    with ours, other:
+        return compare(
+            name,
+            lambda: ours.submit(run_in_child).result(),
+            lambda: other.submit(run_in_child).result(),
+            rounds,
+        )
+
+
+def against_reference(name: str, case: Case, rounds: int, workers: int = 2) -> Row:
     """An epoch of ours and one of the plain loop."""
-    ours = OurLoop(network(loaders, *widths), loaders)
-    plain = ReferenceLoop(network(loaders, *widths), loaders, PLAN, workers)
-    return compare(name, ours.run_epoch, plain.run_epoch, rounds)
+    ours = own_process(begin_ours, case)
+    return compare_processes(name, ours, own_process(begin_reference, case, workers), rounds)
+
+
+def freed_memory(name: str, case: Case, rounds: int) -> Row:
+    """Our epoch, and the same with what the C library does by itself."""
+    ours = own_process(begin_ours, case)
+    return compare_processes(name, ours, own_process(begin_ours, case, False), rounds)
 
 
 class NormFirst(PlainBlocks):
@@ -166,42 +217,8 @@ def changed_measures(loaders: Loaders, widths: tuple[int, ...], rounds: int) -> 
         ours = OurLoop(network(loaders, *widths), loaders)
         other = OurLoop(network(loaders, *widths), loaders)
         change(other)
-        rows.append(compare(name, ours.run_epoch, other.run_epoch, rounds))
+        rows.append(compare(f"ours, {name}", ours.run_epoch, other.run_epoch, rounds))
     return rows
-
-
-_IN_CHILD: list[OurLoop] = []
-
-
-def begin_child(keeps_memory: bool, fraction: float, widths: tuple[int, ...]) -> None:
-    """Prepare our loop in a process of its own."""
-    if not keeps_memory:
-        mock.patch.object(training, "keep_freed_memory", lambda: None).start()
-    loaders = read(SAMPLE, fraction)
-    _IN_CHILD.append(OurLoop(network(loaders, *widths), loaders))
-
-
-def run_in_child() -> float:
-    """An epoch of the loop of this process."""
-    return _IN_CHILD[0].run_epoch()
-
-
-def freed_memory(fraction: float, widths: tuple[int, ...], rounds: int) -> Row:
-    """What the C library does with freed memory holds for a process: two, which wait in turn."""
-    fresh = multiprocessing.get_context("spawn")
-    with contextlib.ExitStack() as stack:
-        kept, freed = (
-            stack.enter_context(
-                ProcessPoolExecutor(1, fresh, begin_child, (keeps, fraction, widths))
-            )
-            for keeps in (True, False)
-        )
-        return compare(
-            "freed memory given back",
-            lambda: kept.submit(run_in_child).result(),
-            lambda: freed.submit(run_in_child).result(),
-            rounds,
-        )
 
 
 def share_outside(loaders: Loaders, widths: tuple[int, ...]) -> float:
@@ -254,21 +271,31 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def all_against_reference(
-    loaders: Loaders, colour_rows: int, rounds: int, workers: int
-) -> list[Row]:
+def all_against_reference(small: Path, large: Path, asked: Any) -> list[Row]:
     """Our epoch beside the plain one, small and large."""
     rows = [
         against_reference(
-            f"75x75 grey, k {', '.join(map(str, widths))}", loaders, widths, rounds, workers
+            f"75x75 grey, k {', '.join(map(str, widths))}",
+            Case(small, asked.fraction, widths),
+            asked.rounds,
+            asked.workers,
         )
         for widths in ((32, 64), (32, 64, 64))
     ]
-    with tempfile.TemporaryDirectory() as place:
-        large = read(as_colour(SAMPLE, Path(place) / "large", colour_rows, 224))
-        few = max(2, rounds // 2)
-        rows.append(against_reference("224x224 colour, k 32, 64", large, (32, 64), few, workers))
-    return rows
+    case, few = Case(large, 1.0, (32, 64)), max(2, asked.rounds // 2)
+    return [*rows, against_reference("224x224 colour, k 32, 64", case, few, asked.workers)]
+
+
+def all_measures(small: Path, large: Path, asked: Any) -> list[Row]:
+    """What each measure gives at 75x75, and of the memory at 224x224, too."""
+    case, few = Case(small, asked.fraction, (32, 64)), max(2, asked.rounds // 2)
+    return [
+        *changed_measures(read(small, asked.fraction), case.widths, asked.rounds),
+        freed_memory("ours, freed memory given back", case, asked.rounds),
+        freed_memory(
+            "ours, freed memory given back, 224x224 colour", Case(large, 1.0, (32, 64)), few
+        ),
+    ]
 
 
 def main() -> None:
@@ -276,20 +303,22 @@ def main() -> None:
     parts = ("all", "reference", "measures", "step")
     asked = parse(__doc__, fraction=0.5, colour_rows=160, workers=2, only=parts)
     wanted = parts if asked.only == "all" else (asked.only,)
-    loaders, widths = read(SAMPLE, asked.fraction), (32, 64)
     rows: list[Row] = []
-    if "reference" in wanted:
-        rows += all_against_reference(loaders, asked.colour_rows, asked.rounds, asked.workers)
-    if "measures" in wanted:
-        changed = changed_measures(loaders, widths, asked.rounds)
-        changed.append(freed_memory(asked.fraction, widths, asked.rounds))
-        rows += [Row(f"ours, {row.name}", row.ours_s, row.reference_s) for row in changed]
+    with tempfile.TemporaryDirectory() as place:
+        large = as_colour(SAMPLE, Path(place) / "large", asked.colour_rows, 224)
+        if "reference" in wanted:
+            rows += all_against_reference(SAMPLE, large, asked)
+        if "measures" in wanted:
+            rows += all_measures(SAMPLE, large, asked)
     if rows:
-        note = "lines `ours, ...`: our epoch at 75x75, k 32, 64, against ours with that change"
+        note = (
+            "`ours, ...`: our epoch, k 32, 64, at 75x75 unless said, and the same with that change"
+        )
         show(rows, asked.json, note if "measures" in wanted else "")
     if "step" in wanted:
-        print(f"\noutside forward, backward, optimizer: {share_outside(loaders, widths):.1%}")
-        print(roofline(loaders, widths))
+        loaders = read(SAMPLE, asked.fraction)
+        print(f"\noutside forward, backward, optimizer: {share_outside(loaders, (32, 64)):.1%}")
+        print(roofline(loaders, (32, 64)))
 
 
 if __name__ == "__main__":

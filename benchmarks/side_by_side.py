@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,14 @@ def compare(
     ours(), reference()
     pairs = [(timed(ours), timed(reference)) for _ in range(rounds)]
     return Row(name, *(statistics.median(side) for side in zip(*pairs, strict=True)))
+
+
+def own_process(begin: Callable[..., None], *given: Any) -> ProcessPoolExecutor:
+    """A fresh process that begins with a call and then does what it is given, one at a time.
+
+    What one side asks of the C library holds for its whole process, and must not serve the other.
+    """
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin, given)
 
 
 def machine() -> dict[str, Any]:
