@@ -6,6 +6,7 @@ dropout, pooling), AdamW with a one-cycle rate, and a validation after each epoc
 same first weights, same rows in the same order as ours.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ class ReferenceLoop:
         self.plan, self.epoch = plan, 0
         train, val = loaders
         self.sampler = EpochSampler(len(train.dataset), train.sampler.seed)  # type: ignore
-        many = {"num_workers": workers, "persistent_workers": workers > 0}
+        many: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+        if workers and sys.platform == "linux":
+            many["multiprocessing_context"] = "fork"  # also in a process that was spawned itself
         on_gpu = self.device.type == "cuda"
         self.train_loader = DataLoader(
             PlainDataset(train.dataset, train.dataset.transform),  # type: ignore
@@ -100,6 +103,7 @@ class ReferenceLoop:
             pin_memory=on_gpu,
             **many,
         )
+        self.train_loader.dataset[0]  # torchvision imports much at first use: once, not per worker
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), plan.lr, weight_decay=plan.weight_decay
         )
