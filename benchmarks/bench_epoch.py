@@ -1,31 +1,39 @@
 """How long is an epoch, and what does each measure give? Ours against the plain loop, in turn.
 
 An epoch is one pass over the training rows and one measurement on the validation rows. Decoding is
-not part of ours, which does it once; `bench_input.py` times that.
+not part of ours, which does it once; `bench_input.py` times that. Both sides see the same rows in
+the same order, take as many steps and are measured on the same rows. The reference keeps its workers
+from epoch to epoch, and runs in a process of its own: what our loop asks of the C library would halve
+its time with large images.
 """
 
+import contextlib
 import functools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from reference_loop import PlainBlocks, ReferenceLoop, as_colour
-from side_by_side import Row, compare, parse, show
-from torch import nn
+from side_by_side import Row, compare, own_process, parse, show
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from space_warps import train as training
 from space_warps.augment import Augment
 from space_warps.blocks import BlockSpec
-from space_warps.core import deterministic, seeded
+from space_warps.core import seeded
 from space_warps.dataset import measure_scaling
 from space_warps.loaders import create_train_val_dataloaders, iterate
 from space_warps.model import Architecture, ProgressiveModel
 from space_warps.plan import TrainPlan, build_optimizer, build_schedule
-from space_warps.train import evaluate, place_model, take_step, train_epoch
+from space_warps.train import evaluate, take_step, train_epoch
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 PLAN = TrainPlan(epochs=10**4)
@@ -41,16 +49,21 @@ def read(folder: Path, fraction: float = 1.0) -> Loaders:
 
 def network(loaders: Loaders, *widths: int, first_pool: int = 2) -> ProgressiveModel:
     """A network with its first weights."""
-    data = loaders[0].dataset
-    architecture = Architecture(
-        data.image_shape,  # type: ignore[attr-defined]
-        data.classes,  # type: ignore[attr-defined]
-        data.catalogue.feature_names,  # type: ignore[attr-defined]
-        measure_scaling(data),  # type: ignore[arg-type]
-        tuple(BlockSpec(k, pool=2 if place else first_pool) for place, k in enumerate(widths)),
+    return network_of(
+        loaders,
+        [BlockSpec(k, pool=2 if place else first_pool) for place, k in enumerate(widths)],
     )
+
+
+def network_of(loaders: Loaders, blocks: Sequence[BlockSpec]) -> ProgressiveModel:
+    """A network of these blocks with its first weights."""
+    data: Any = loaders[0].dataset
+    names = data.catalogue.feature_names
+    scaling = measure_scaling(data)
     with seeded(0):
-        return ProgressiveModel(architecture)
+        return ProgressiveModel(
+            Architecture(data.image_shape, data.classes, names, scaling, tuple(blocks))
+        )
 
 
 class OurLoop:
@@ -58,7 +71,8 @@ class OurLoop:
 
     def __init__(self, model: ProgressiveModel, loaders: Loaders, device: str = "cpu") -> None:
         self.model, self.loaders, self.device, self.epoch = model, loaders, device, 0
-        place_model(model, device)
+        self.instead: dict[str, Any] = {}  # names of space_warps.train that are something else
+        training.place_model(model, device)
         self.optimizer = build_optimizer(model, PLAN)
         self.schedule = build_schedule(self.optimizer, PLAN, len(loaders[0]))
 
@@ -67,32 +81,144 @@ class OurLoop:
         step = functools.partial(
             take_step, self.model, self.optimizer, self.schedule, PLAN.label_smoothing
         )
-        self.model.train()
-        with seeded(PLAN.seed, self.epoch), deterministic():
-            train_epoch(step, self.loaders[0], self.epoch, self.device)
-        self.epoch += 1
-        return evaluate(self.model, self.loaders[1], self.device).accuracy
+        with self.replaced():
+            self.model.train()
+            with seeded(PLAN.seed, self.epoch), training.deterministic():
+                train_epoch(step, self.loaders[0], self.epoch, self.device)
+            self.epoch += 1
+            return evaluate(self.model, self.loaders[1], self.device).accuracy
+
+    @contextlib.contextmanager
+    def replaced(self) -> Iterator[None]:
+        """Within the block the training uses what stands in `instead`."""
+        with contextlib.ExitStack() as stack:
+            for name, other in self.instead.items():
+                stack.enter_context(mock.patch.object(training, name, other))
+            yield
 
 
-def against_reference(name: str, loaders: Loaders, widths: tuple[int, ...], rounds: int) -> Row:
+@dataclass(frozen=True)
+class Case:
+    """Rows and a network to train."""
+
+    folder: Path  # With annotations.csv and images/
+    fraction: float  # Share of its objects
+    widths: tuple[int, ...]
+
+    def network_and_loaders(self) -> tuple[ProgressiveModel, Loaders]:
+        """The network with its first weights, and the rows."""
+        loaders = read(self.folder, self.fraction)
+        return network(loaders, *self.widths), loaders
+
+
+_IN_CHILD: list[OurLoop | ReferenceLoop] = []
+
+
+def begin_ours(case: Case, keeps_memory: bool = True) -> None:
+    """Prepare our loop in a process of its own."""
+    if not keeps_memory:
+        mock.patch.object(training, "keep_freed_memory", lambda: None).start()
+    _IN_CHILD.append(OurLoop(*case.network_and_loaders()))
+
+
+def begin_reference(case: Case, workers: int) -> None:
+    """Prepare the plain loop in a process of its own."""
+    _IN_CHILD.append(ReferenceLoop(*case.network_and_loaders(), PLAN, workers))
+
+
+def run_in_child() -> float:
+    """An epoch of the loop of this process."""
+    return _IN_CHILD[0].run_epoch()
+
+
+def compare_processes(
+    name: str, ours: ProcessPoolExecutor, other: ProcessPoolExecutor, rounds: int
+) -> Row:
+    """Epochs of two processes, of which one waits."""
+    with ours, other:
+        return compare(
+            name,
+            lambda: ours.submit(run_in_child).result(),
+            lambda: other.submit(run_in_child).result(),
+            rounds,
+        )
+
+
+def against_reference(name: str, case: Case, rounds: int, workers: int = 2) -> Row:
     """An epoch of ours and one of the plain loop."""
-    ours = OurLoop(network(loaders, *widths), loaders)
-    plain = ReferenceLoop(network(loaders, *widths), loaders, PLAN)
-    return compare(name, ours.run_epoch, plain.run_epoch, rounds)
+    ours = own_process(begin_ours, case)
+    return compare_processes(name, ours, own_process(begin_reference, case, workers), rounds)
 
 
-def without(measure: str, loaders: Loaders, widths: tuple[int, ...]) -> Callable[[], object]:
-    """Our epoch with one measure taken back."""
-    ours = OurLoop(network(loaders, *widths), loaders)
-    if measure == "channels last":
-        ours.model.to(memory_format=torch.contiguous_format)
-    elif measure == "pooling first":
-        ours.model.blocks = nn.ModuleList(PlainBlocks(block) for block in ours.model.blocks)
-        place_model(ours.model, "cpu")
-    elif measure == "large validation batches":
-        val = ours.loaders[1]
-        ours.loaders = ours.loaders[0], DataLoader(val.dataset, 32)
-    return ours.run_epoch
+def freed_memory(name: str, case: Case, rounds: int) -> Row:
+    """Our epoch, and the same with what the C library does by itself."""
+    ours = own_process(begin_ours, case)
+    return compare_processes(name, ours, own_process(begin_ours, case, False), rounds)
+
+
+class NormFirst(PlainBlocks):
+    """The maximum before ReLU and dropout, but after the normalisation, by plain layers."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        conv, norm, relu, drop, pool = self.layers
+        return drop(relu(pool(norm(conv(maps)))))  # type: ignore[no-any-return]
+
+
+def replace_blocks(kind: Callable[[nn.Sequential], nn.Module], loop: OurLoop) -> None:
+    """Compute the same blocks with the same weights in another order."""
+    loop.model.blocks = nn.ModuleList(kind(block) for block in loop.model.blocks)  # type: ignore
+
+
+def lose_channels_last(loop: OurLoop) -> None:
+    """Each map on its own in memory, in training and in every measurement."""
+
+    def place(model: nn.Module, device: str | torch.device) -> None:
+        training.keep_freed_memory()
+        model.to(device)
+        model.to(memory_format=torch.contiguous_format)
+
+    place(loop.model, loop.device)
+    loop.instead["place_model"] = place
+
+
+def measure_in_small_batches(loop: OurLoop) -> None:
+    """Validate as many rows at a time as are trained."""
+    train, val = loop.loaders
+    loop.loaders = train, DataLoader(val.dataset, train.batch_size)
+
+
+def allow_any_kernel(loop: OurLoop) -> None:
+    """Kernels that need not give the same bits."""
+    loop.instead["deterministic"] = contextlib.nullcontext
+
+
+def step_with(loop: OurLoop, **options: bool) -> None:
+    """Another implementation of AdamW."""
+    for group in loop.optimizer.param_groups:
+        group.update(options)
+
+
+MEASURES: dict[str, Callable[[OurLoop], None]] = {
+    "normalise before pooling": functools.partial(replace_blocks, NormFirst),
+    "pooling last": functools.partial(replace_blocks, PlainBlocks),
+    "no channels last": lose_channels_last,
+    "validation by 32": measure_in_small_batches,
+    "any kernel": allow_any_kernel,
+    "AdamW foreach=False": functools.partial(step_with, foreach=False),
+    "AdamW foreach=True": functools.partial(step_with, foreach=True),
+    "AdamW fused=True": functools.partial(step_with, fused=True),
+}
+
+
+def changed_measures(loaders: Loaders, widths: tuple[int, ...], rounds: int) -> list[Row]:
+    """Our epoch, and the same with one thing done otherwise."""
+    rows = []
+    for name, change in MEASURES.items():
+        ours = OurLoop(network(loaders, *widths), loaders)
+        other = OurLoop(network(loaders, *widths), loaders)
+        change(other)
+        rows.append(compare(f"ours, {name}", ours.run_epoch, other.run_epoch, rounds))
+    return rows
 
 
 def share_outside(loaders: Loaders, widths: tuple[int, ...]) -> float:
@@ -110,7 +236,7 @@ def share_outside(loaders: Loaders, widths: tuple[int, ...]) -> float:
     ours.run_epoch()
     began = time.perf_counter()
     ours.model.train()
-    with seeded(PLAN.seed, 1), deterministic():
+    with seeded(PLAN.seed, 1), training.deterministic():
         train_epoch(step, loaders[0], 1)
     return 1 - inside / (time.perf_counter() - began)
 
@@ -145,32 +271,54 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def main() -> None:
-    """Measure and print."""
-    asked = parse(__doc__, fraction=0.5, colour_rows=160)
-    loaders = read(SAMPLE, asked.fraction)
+def all_against_reference(small: Path, large: Path, asked: Any) -> list[Row]:
+    """Our epoch beside the plain one, small and large."""
     rows = [
         against_reference(
-            f"75x75 grey, k {', '.join(map(str, widths))}", loaders, widths, asked.rounds
+            f"75x75 grey, k {', '.join(map(str, widths))}",
+            Case(small, asked.fraction, widths),
+            asked.rounds,
+            asked.workers,
         )
         for widths in ((32, 64), (32, 64, 64))
     ]
+    case, few = Case(large, 1.0, (32, 64)), max(2, asked.rounds // 2)
+    return [*rows, against_reference("224x224 colour, k 32, 64", case, few, asked.workers)]
+
+
+def all_measures(small: Path, large: Path, asked: Any) -> list[Row]:
+    """What each measure gives at 75x75, and of the memory at 224x224, too."""
+    case, few = Case(small, asked.fraction, (32, 64)), max(2, asked.rounds // 2)
+    return [
+        *changed_measures(read(small, asked.fraction), case.widths, asked.rounds),
+        freed_memory("ours, freed memory given back", case, asked.rounds),
+        freed_memory(
+            "ours, freed memory given back, 224x224 colour", Case(large, 1.0, (32, 64)), few
+        ),
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parts = ("all", "reference", "measures", "step")
+    asked = parse(__doc__, fraction=0.5, colour_rows=160, workers=2, only=parts)
+    wanted = parts if asked.only == "all" else (asked.only,)
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as place:
-        large = read(as_colour(SAMPLE, Path(place) / "large", asked.colour_rows, 224))
-        rows.append(
-            against_reference(
-                "224x224 colour, k 32, 64", large, (32, 64), max(2, asked.rounds // 2)
-            )
+        large = as_colour(SAMPLE, Path(place) / "large", asked.colour_rows, 224)
+        if "reference" in wanted:
+            rows += all_against_reference(SAMPLE, large, asked)
+        if "measures" in wanted:
+            rows += all_measures(SAMPLE, large, asked)
+    if rows:
+        note = (
+            "`ours, ...`: our epoch, k 32, 64, at 75x75 unless said, and the same with that change"
         )
-    show(rows, asked.json)
-    print("\nwhat each measure gives at 75x75 (the epoch without it, divided by ours):")
-    for measure in ("channels last", "pooling first", "large validation batches"):
-        taken_back = without(measure, loaders, (32, 64))
-        ours = OurLoop(network(loaders, 32, 64), loaders)
-        row = compare(measure, ours.run_epoch, taken_back, asked.rounds)
-        print(f"  {measure:26} {row.ratio:.2f}")
-    print(f"\noutside forward, backward, optimizer: {share_outside(loaders, (32, 64)):.1%}")
-    print(roofline(loaders, (32, 64)))
+        show(rows, asked.json, note if "measures" in wanted else "")
+    if "step" in wanted:
+        loaders = read(SAMPLE, asked.fraction)
+        print(f"\noutside forward, backward, optimizer: {share_outside(loaders, (32, 64)):.1%}")
+        print(roofline(loaders, (32, 64)))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,14 @@ def compare(
     return Row(name, *(statistics.median(side) for side in zip(*pairs, strict=True)))
 
 
+def own_process(begin: Callable[..., None], *given: Any) -> ProcessPoolExecutor:
+    """A fresh process that begins with a call and then does what it is given, one at a time.
+
+    What one side asks of the C library holds for its whole process, and must not serve the other.
+    """
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin, given)
+
+
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -76,25 +86,39 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def parse(description: str | None, **options: Any) -> argparse.Namespace:
-    """The arguments that every benchmark has, and some of its own: name=default."""
+def parse(description: str | None, rounds: int = 5, **options: Any) -> argparse.Namespace:
+    """The arguments that every benchmark has, and some of its own.
+
+    An option is name=default. False makes a switch, a tuple gives the choices, the first by default;
+    no rounds, no --rounds.
+    """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=int, default=5, help="pairs that count")
+    if rounds:
+        parser.add_argument("--rounds", type=int, default=rounds, help="pairs that count")
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
     for name, default in options.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+        flag = f"--{name.replace('_', '-')}"
+        if default is False:
+            parser.add_argument(flag, action="store_true")
+        elif isinstance(default, tuple):
+            parser.add_argument(flag, choices=default, default=default[0])
+        else:
+            parser.add_argument(flag, type=type(default), default=default)
     return parser.parse_args()
 
 
-def show(rows: list[Row], path: Path | None = None) -> None:
-    """Print the table and keep it."""
+def show(rows: list[Row], path: Path | None = None, note: str = "") -> None:
+    """Print the table and keep it, with what a reader must know of it."""
     width = max(len(row.name) for row in rows)
-    print(f"{'':{width}}       ours  reference   ratio")
+    print(f"{'':{width}}         ours    reference   ratio")
     for row in rows:
         print(
-            f"{row.name:{width}}  {row.ours_s:7.3f} s  {row.reference_s:7.3f} s  {row.ratio:5.1f}x"
+            f"{row.name:{width}}  {row.ours_s:9.3f} s  {row.reference_s:9.3f} s  {row.ratio:5.2f}x"
         )
+    if note:
+        print(note)
     if path is not None:
         kept = [{**asdict(row), "ratio": round(row.ratio, 3)} for row in rows]
-        text = json.dumps({"machine": machine(), "commit": commit(), "rows": kept}, indent=1)
-        path.write_text(text + "\n", encoding="utf-8")
+        about = {"machine": machine(), "commit": commit(), **({"note": note} if note else {})}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**about, "rows": kept}, indent=1) + "\n", encoding="utf-8")
