@@ -33,7 +33,7 @@ from space_warps.dataset import measure_scaling
 from space_warps.loaders import create_train_val_dataloaders, iterate
 from space_warps.model import Architecture, ProgressiveModel
 from space_warps.plan import TrainPlan, build_optimizer, build_schedule
-from space_warps.train import evaluate, take_step, train_epoch
+from space_warps.train import evaluate, learn_from, take_step, train_epoch
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 PLAN = TrainPlan(epochs=10**4)
@@ -74,17 +74,16 @@ class OurLoop:
         self.instead: dict[str, Any] = {}  # names of space_warps.train that are something else
         training.place_model(model, device)
         self.optimizer = build_optimizer(model, PLAN)
-        self.schedule = build_schedule(self.optimizer, PLAN, len(loaders[0]))
+        schedule = build_schedule(self.optimizer, PLAN, len(loaders[0]))
+        learn = functools.partial(learn_from, model, self.optimizer, PLAN.label_smoothing)
+        self.take_step = functools.partial(take_step, learn, schedule)
 
     def run_epoch(self) -> float:
         """Train one epoch and measure."""
-        step = functools.partial(
-            take_step, self.model, self.optimizer, self.schedule, PLAN.label_smoothing
-        )
         with self.replaced():
             self.model.train()
             with seeded(PLAN.seed, self.epoch), training.deterministic():
-                train_epoch(step, self.loaders[0], self.epoch, self.device)
+                train_epoch(self.take_step, self.loaders[0], self.epoch, self.device)
             self.epoch += 1
             return evaluate(self.model, self.loaders[1], self.device).accuracy
 
@@ -229,7 +228,7 @@ def share_outside(loaders: Loaders, widths: tuple[int, ...]) -> float:
     def step(batch: Any) -> torch.Tensor:
         nonlocal inside
         began = time.perf_counter()
-        loss = take_step(ours.model, ours.optimizer, ours.schedule, PLAN.label_smoothing, batch)
+        loss = ours.take_step(batch)
         inside += time.perf_counter() - began
         return loss
 
@@ -245,9 +244,7 @@ def roofline(loaders: Loaders, widths: tuple[int, ...]) -> str:
     """The arithmetic of a step against what the machine multiplies and copies per second."""
     ours = OurLoop(network(loaders, *widths), loaders)
     batch = next(iter(iterate(loaders[0])))
-    step = functools.partial(
-        take_step, ours.model, ours.optimizer, ours.schedule, PLAN.label_smoothing
-    )
+    step = ours.take_step
     ours.model.train()
     step(batch)
     with FlopCounterMode(display=False) as counter:
