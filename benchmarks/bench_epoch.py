@@ -3,8 +3,8 @@
 An epoch is one pass over the training rows and one measurement on the validation rows. Decoding is
 not part of ours, which does it once; `bench_input.py` times that. Both sides see the same rows in
 the same order, take as many steps and are measured on the same rows. The reference keeps its workers
-from epoch to epoch, and runs in a process of its own: what our loop asks of the C library would halve
-its time with large images.
+from epoch to epoch, and runs in a process of its own: what our loop asks of the C library would take
+a third off its time with large images.
 """
 
 import contextlib

@@ -80,7 +80,7 @@ class ReferenceLoop:
         device: str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        model.blocks = nn.ModuleList(PlainBlocks(block) for block in model.blocks)
+        model.blocks = nn.ModuleList(PlainBlocks(block) for block in model.blocks)  # type: ignore
         self.model = model.to(self.device)
         self.plan, self.epoch = plan, 0
         train, val = loaders
