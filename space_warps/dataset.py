@@ -175,7 +175,7 @@ class Space_Galaxi(Dataset[Batch]):
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
-# %% ../nbs/02_dataset.ipynb #73acce5f
+# %% ../nbs/02_dataset.ipynb #eadb52b6
 @dataclass(frozen=True)
 class Scaling:
     "What training rows are like; becomes part of the model, so that it reads raw values."
@@ -194,7 +194,7 @@ def measure_scaling(
     for start in range(0, len(dataset), 1024):
         rows = dataset.rows[start : start + 1024]
         for channel, values in enumerate(dataset.pixels[rows].transpose(0, 1)):
-            counts[channel] += torch.bincount(values.flatten().to(torch.int64), minlength=256)
+            counts[channel] += torch.bincount(values.flatten(), minlength=256)
     shades = torch.arange(256, dtype=torch.float64) / 255
     shares = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)
     mean = (shares * shades).sum(dim=1)
