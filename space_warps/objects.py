@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Found', 'PIECE', 'group_objects', 'count_votes', 'in_threads', 'digest_files']
 
-# %% ../nbs/01b_objects.ipynb #348cb2fd
+# %% ../nbs/01b_objects.ipynb #5619d04c
 import hashlib
 import os
 from collections import deque
@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from astropy import units
-from astropy.coordinates import SkyCoord, search_around_sky
+from astropy.coordinates import SkyCoord
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 from tqdm.auto import tqdm
 
-# %% ../nbs/01b_objects.ipynb #a6431371
+# %% ../nbs/01b_objects.ipynb #2254847f
 def group_objects(
     ra: np.ndarray[Any, Any],  # [rows] right ascension, degrees
     dec: np.ndarray[Any, Any],  # [rows] declination, degrees
@@ -31,9 +31,10 @@ def group_objects(
     radius_arcsec: float = 2.0,  # Positions this close are one object
 ) -> np.ndarray[Any, np.dtype[np.int64]]:  # [rows] group numbers, from 0 in order of first rows
     "Number the objects: rows close on the sky or with the same file content share a number."
-    sky = SkyCoord(ra, dec, unit="deg")
-    first, second, _, _ = search_around_sky(sky, sky, radius_arcsec * units.arcsec)
-    pairs = [(np.asarray(first), np.asarray(second))]
+    positions = SkyCoord(ra, dec, unit="deg").cartesian.xyz.value.T
+    chord = 2 * np.sin(np.deg2rad(radius_arcsec / 3600) / 2)
+    close = KDTree(positions).query_pairs(chord, output_type="ndarray")
+    pairs = [(close[:, 0], close[:, 1])]
     if contents is not None:
         numbers: dict[bytes | str, int] = {}
         every = (numbers.setdefault(content, len(numbers)) for content in contents)
