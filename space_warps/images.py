@@ -258,7 +258,7 @@ def _content(path: Path) -> bytearray:
     except OSError:
         return bytearray()  # Pillow says what is wrong
 
-# %% ../nbs/01d_images.ipynb #95367f4f
+# %% ../nbs/01d_images.ipynb #1f03bbcb
 KEPT = 2**28  # Bytes that may stay resident
 
 
@@ -288,8 +288,12 @@ class MappedImages:
         self,
         rows: torch.Tensor | npt.NDArray[np.int64],  # Which, in any order
     ) -> torch.Tensor:  # uint8 [len(rows), channels, height, width]
-        found = np.take(self._pixels, np.asarray(rows), axis=0)
-        self._give_back(len(found))
+        rows = np.asarray(rows)
+        found = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
+        for start in range(0, len(rows), 32):  # each may bring two megabytes along
+            some = slice(start, start + 32)
+            found[some] = self._pixels[rows[some]]
+            self._give_back(len(rows[some]))
         return torch.from_numpy(found)
 
     def __setitem__(self, row: int, image: Pixels) -> None:
@@ -301,7 +305,7 @@ class MappedImages:
         self._mapping.flush()
 
     def _give_back(self, num_rows: int) -> None:
-        around = 2 * 2**16  # the system brings the neighbours of a page along
+        around = 2**21  # the system brings neighbours of a page along, up to a huge page
         self._num_touched += num_rows
         if self._num_touched * (self._pixels[0].nbytes + around) > KEPT:
             self._num_touched = 0
