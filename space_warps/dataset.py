@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Transform', 'Batch', 'BatchTransform', 'apply_transform', 'Space_Galaxi', 'Scaling', 'measure_scaling']
 
-# %% ../nbs/02_dataset.ipynb #74ffe840
+# %% ../nbs/02_dataset.ipynb #627bf38a
 import copy
 import hashlib
 import inspect
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from .catalogue import Catalogue, read_catalogue
 from .core import seeded
-from .images import load_images
+from .images import MappedImages, load_images
 from .resident import Resident
 from .table import OnBadRow, settle_bad_rows
 
@@ -66,7 +66,7 @@ def apply_transform(
             changed.append(single(image))
     return torch.stack(changed)
 
-# %% ../nbs/02_dataset.ipynb #51f07353
+# %% ../nbs/02_dataset.ipynb #4289ba3e
 Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
@@ -167,7 +167,7 @@ class Space_Galaxi(Dataset[Batch]):
         return digest.hexdigest()
 
     @property
-    def pixels(self) -> Tensor:
+    def pixels(self) -> Tensor | MappedImages:
         "uint8 [rows of the catalogue, channels, height, width], shared by all subsets."
         return self.resident.pixels
 
@@ -182,7 +182,7 @@ class Space_Galaxi(Dataset[Batch]):
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
 
-# %% ../nbs/02_dataset.ipynb #73acce5f
+# %% ../nbs/02_dataset.ipynb #eadb52b6
 @dataclass(frozen=True)
 class Scaling:
     "What training rows are like; becomes part of the model, so that it reads raw values."
@@ -201,7 +201,7 @@ def measure_scaling(
     for start in range(0, len(dataset), 1024):
         rows = dataset.rows[start : start + 1024]
         for channel, values in enumerate(dataset.pixels[rows].transpose(0, 1)):
-            counts[channel] += torch.bincount(values.flatten().to(torch.int64), minlength=256)
+            counts[channel] += torch.bincount(values.flatten(), minlength=256)
     shades = torch.arange(256, dtype=torch.float64) / 255
     shares = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)
     mean = (shares * shades).sum(dim=1)

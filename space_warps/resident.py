@@ -5,17 +5,21 @@
 # %% auto #0
 __all__ = ['Resident', 'free_bytes']
 
-# %% ../nbs/01e_resident.ipynb #b4cbfcb5
+# %% ../nbs/01e_resident.ipynb #b9bf91c0
+import math
+
 import torch
 from torch import Tensor
 
-# %% ../nbs/01e_resident.ipynb #23af6574
+from .images import MappedImages
+
+# %% ../nbs/01e_resident.ipynb #50aef0f0
 class Resident:
     "Images as bytes, gathered where they are wanted."
 
     def __init__(
         self,
-        pixels: Tensor,  # uint8 [rows, channels, height, width] on the CPU
+        pixels: Tensor | MappedImages,  # uint8 [rows, channels, height, width] on the CPU
     ) -> None:
         self.pixels = pixels
         self._copies: dict[torch.device, Tensor | None] = {}
@@ -30,8 +34,8 @@ class Resident:
         if device.type == "cpu":
             return self.pixels[rows]
         if device not in self._copies:
-            fits = 2 * self.pixels.numel() <= free_bytes(device)
-            self._copies[device] = self.pixels.to(device) if fits else None
+            fits = 2 * math.prod(self.pixels.shape) <= free_bytes(device)
+            self._copies[device] = self._copied(device) if fits else None
         copied = self._copies[device]
         if copied is not None:
             return copied[rows.to(device, non_blocking=True)]
@@ -39,6 +43,13 @@ class Resident:
         if device.type == "cuda":
             wanted = wanted.pin_memory()
         return wanted.to(device, non_blocking=True)
+
+    def _copied(self, device: torch.device) -> Tensor:
+        "All images, in pieces: they may be more than fits into memory here."
+        copied = torch.empty(tuple(self.pixels.shape), dtype=torch.uint8, device=device)
+        for some in torch.split(torch.arange(len(self.pixels)), 4096):
+            copied[int(some[0]) : int(some[-1]) + 1] = self.pixels[some].to(device)
+        return copied
 
 
 def free_bytes(

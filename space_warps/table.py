@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['OnBadRow', 'read_table', 'check_columns', 'settle_bad_rows', 'parse_numbers']
 
-# %% ../nbs/01a_table.ipynb #7f995fcf
+# %% ../nbs/01a_table.ipynb #142b4fd7
 import csv
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import pandas as pd
 
 from .core import InputError
 
-# %% ../nbs/01a_table.ipynb #78413d28
+# %% ../nbs/01a_table.ipynb #5b1ba3dc
 def read_table(
     csv_path: str | Path,  # The catalogue, a CSV in UTF-8 with a header line
 ) -> pd.DataFrame:  # Text cells without outer blanks; the index is the line number in the file
@@ -26,24 +27,32 @@ def read_table(
     if not path.is_file():
         raise InputError(f"no catalogue at {path}; give the path of a CSV file")
     lines: list[int] = []
-    cells: list[list[str]] = []
+    known: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
+            columns: list[list[str]] = [[] for _ in header]
             for row in reader:
                 if row:
                     _check_width(path, reader.line_num, row, header)
                     lines.append(reader.line_num)
-                    cells.append([cell.strip() for cell in row])
+                    for column, cell in zip(columns, row, strict=True):
+                        column.append(_shared(cell.strip(), known))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}; mend the line") from error
-    if not cells:
+    if not lines:
         raise InputError(f"{path} has no rows; it needs a header line and one line per cutout")
     _check_header(path, header)
-    return pd.DataFrame(cells, columns=header, index=lines, dtype=object)
+    cells = np.array(columns, dtype=object).T
+    return pd.DataFrame(cells, columns=header, index=lines, dtype=object, copy=False)
+
+
+def _shared(cell: str, known: dict[str, str]) -> str:
+    "The same text, kept once: of the first few thousand, to find classes and empty cells again."
+    return known.setdefault(cell, cell) if len(known) < 4096 else known.get(cell, cell)
 
 
 def _check_header(path: Path, header: list[str]) -> None:
@@ -102,7 +111,7 @@ def settle_bad_rows(
         raise InputError(f"{told[0]}; no row of the catalogue can be used")
     return told
 
-# %% ../nbs/01a_table.ipynb #ed843e0b
+# %% ../nbs/01a_table.ipynb #bb62215a
 def parse_numbers(
     cells: Sequence[str],  # Text of one column
     name: str,  # Its name, for the sentences
@@ -119,10 +128,10 @@ def parse_numbers(
         try:
             value = float(cell)
         except ValueError:
-            value = np.nan
-        if lowest <= value <= highest and np.isfinite(value):
+            value = math.nan
+        if lowest <= value <= highest and math.isfinite(value):
             values[row] = value
-        elif np.isfinite(value):
+        elif math.isfinite(value):
             bad.setdefault(row, f"{name} is {cell}, outside {lowest:g} to {highest:g}")
         else:
             bad.setdefault(row, f"{name} is {cell!r}, not a finite number")

@@ -1,0 +1,96 @@
+"""How long do images take to read? Ours on all cores against a bare Pillow loop, and a second start.
+
+Decoding is compared with a loop that opens each image with Pillow and makes an array of it, in one
+thread, its time divided by the number of cores: what perfect sharing would take. A second start finds
+the file that the first has mapped into memory. A batch is 32 rows in random order, gathered and
+augmented, against the same rows decoded again.
+"""
+
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from reference_loop import as_colour
+from side_by_side import Row, compare, parse, show
+
+from space_warps.augment import Augment
+from space_warps.dataset import Space_Galaxi
+from space_warps.images import load_images
+
+SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
+
+
+def bare_loop(paths: Sequence[Path], mode: str) -> None:
+    """Open each image and make an array of it, in one thread."""
+    for path in paths:
+        with Image.open(path) as image:
+            np.asarray(image.convert(mode))
+
+
+def decoding(name: str, paths: Sequence[Path], mode: str, rounds: int) -> Row:
+    """All cores against one, the latter's time shared out over them."""
+    ours = functools.partial(load_images, paths, max_resident_bytes=2**40)
+    row = compare(name, ours, functools.partial(bare_loop, paths, mode), rounds)
+    return Row(name, row.ours_s, row.reference_s / (os.cpu_count() or 1))
+
+
+def second_start(name: str, paths: Sequence[Path], cache: Path, rounds: int) -> Row:
+    """With the file of the first start, and without it."""
+    load = functools.partial(load_images, paths, max_resident_bytes=0, cache_dir=cache)
+
+    def first() -> None:
+        shutil.rmtree(cache)
+        load()
+
+    load()
+    return compare(name, load, first, rounds)
+
+
+def batches(name: str, data: Space_Galaxi, num_batches: int, rounds: int) -> Row:
+    """Rows gathered from the bytes and augmented, against the same decoded each time."""
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(len(data), (num_batches, 32), generator=generator)
+
+    def decoded() -> None:
+        for some in places:
+            chosen = [data.catalogue.paths[place] for place in some.tolist()]
+            arrays = [np.asarray(Image.open(path)) for path in chosen]
+            images = torch.from_numpy(np.stack(arrays)).view(32, *data.image_shape)
+            assert data.transform is not None
+            data.transform(images.float() / 255, seed=0, epoch=0, rows=some)  # type: ignore
+
+    def gathered() -> None:
+        for some in places:
+            data.batch(some)
+
+    return compare(name, gathered, decoded, rounds)
+
+
+def main() -> None:
+    """Measure and print."""
+    asked = parse(__doc__, copies=5, colour_rows=1000)
+    gray = sorted((SAMPLE / "images").iterdir())
+    with tempfile.TemporaryDirectory() as place:
+        rows = [decoding("decode, 75x75 gray", gray * asked.copies, "L", asked.rounds)]
+        for side in (224, 512):
+            folder = as_colour(SAMPLE, Path(place) / str(side), asked.colour_rows, side) / "images"
+            large = sorted(folder.iterdir())
+            rows.append(decoding(f"decode, {side}x{side} colour", large, "RGB", asked.rounds))
+        name, cache = "second start, 75x75 gray", Path(place) / "cache"
+        rows.append(second_start(name, gray * asked.copies, cache, asked.rounds))
+        data = Space_Galaxi(SAMPLE / "annotations.csv", SAMPLE / "images", Augment())
+        rows.append(batches("100 batches of 32", data, 100, asked.rounds))
+    show(rows, asked.json)
+    print(
+        f"\n{os.cpu_count()} cores; the reference of decoding is its time in one, divided by that"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Images in a file that is mapped into memory give the same bits as images in memory, and stay there."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Tiny
+from torch.utils.data import DataLoader
+
+from space_warps import images, objects
+from space_warps.augment import Augment
+from space_warps.dataset import Space_Galaxi, measure_scaling
+from space_warps.images import MappedImages, load_images
+from space_warps.loaders import create_train_val_dataloaders
+from space_warps.runner import LocalRunner
+from space_warps.search import search
+from space_warps.settings import SearchConfig
+from space_warps.snapshot import take_snapshot, weights_to_bytes
+
+QUICK = SearchConfig(max_layers=1, k_candidates=(4,), epochs_per_eval=1, finish_epochs=1)
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> dict[str, Any]:
+    """What asks for a mapped file, in a folder of its own."""
+    return {"max_resident_bytes": 0, "cache_dir": tmp_path / "cache"}
+
+
+def read(tiny: Tiny, **options: Any) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    return create_train_val_dataloaders(*tiny[:2], Augment(), train_ratio=0.7, **options)
+
+
+def test_search_gives_the_same_bits(tiny: Tiny, mapped: dict[str, Any]) -> None:
+    ends = []
+    for options in ({}, mapped, mapped):  # the third finds the file
+        loaders = read(tiny, **options)
+        assert isinstance(loaders[0].dataset.pixels, MappedImages) is bool(options)
+        hashes = [loader.dataset.sha256() for loader in loaders]
+        model, history = search(QUICK, LocalRunner(*loaders, device="cpu"))
+        weights = weights_to_bytes(take_snapshot(model).weights)
+        ends.append((hashes, measure_scaling(loaders[0].dataset), history.sha256, weights))
+    assert ends[0] == ends[1] == ends[2]
+
+
+def test_second_start_does_not_decode(
+    tiny: Tiny, mapped: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.image(7).write_bytes(b"")
+    first = Space_Galaxi(*tiny, on_bad_row="skip", **mapped)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("an image was decoded again")
+
+    monkeypatch.setattr(images, "decode_into", refuse)
+    again = Space_Galaxi(*tiny, on_bad_row="skip", **mapped)
+    assert again.sha256() == first.sha256()
+    assert again.catalogue.skipped == first.catalogue.skipped
+    tiny.image(8).write_bytes(tiny.image(9).read_bytes() + b" ")
+    with pytest.raises(AssertionError, match="decoded again"):
+        Space_Galaxi(*tiny, on_bad_row="skip", **mapped)
+
+
+def test_file_of_another_start_that_is_gone(tiny: Tiny, mapped: dict[str, Any]) -> None:
+    first = Space_Galaxi(*tiny, **mapped).sha256()
+    for data in Path(mapped["cache_dir"]).rglob("*.uint8"):
+        data.unlink()
+    assert Space_Galaxi(*tiny, **mapped).sha256() == first
+
+
+def test_workers_map_the_file_themselves(tiny: Tiny, mapped: dict[str, Any]) -> None:
+    data = Space_Galaxi(*tiny, **mapped)
+    loader = DataLoader(data, 8, num_workers=2, multiprocessing_context="spawn")
+    found = torch.cat([batch[0] for batch in loader])
+    assert torch.equal(found, data.batch(torch.arange(len(data)))[0])
+
+
+def test_every_core_decodes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many images are under way at once as there are cores."""
+    monkeypatch.setattr(objects, "PIECE", 4)
+    decode = images.read_image
+    paths = [tiny.image(row) for row in range(60)]
+    first = set(paths[: 4 * (os.cpu_count() or 1) : 4])  # of each thread's first piece
+    together = threading.Barrier(len(first))
+
+    def wait_for_the_others(path: Path, shape: images.Shape) -> Any:
+        if path in first:
+            together.wait(timeout=60)  # broken, if one thread does the work of two
+        return decode(path, shape)
+
+    monkeypatch.setattr(images, "read_image", wait_for_the_others)
+    pixels, bad = load_images(paths)
+    assert not bad
+    assert np.array_equal(pixels[torch.tensor([3])][0], decode(paths[3], (1, 12, 12)))
+
+
+def test_progress_is_shown(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
+    Space_Galaxi(*tiny, progress=True)
+    said = capfd.readouterr().err
+    assert "comparing files" in said
+    assert "decoding" in said
+    assert "0/60" in said
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from space_warps.images import MappedImages
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+path, rows, side = Path(sys.argv[1]), int(sys.argv[2]), 1024
+shape = (rows, 1, side, side)
+with path.open("wb") as file:
+    file.truncate(rows * side**2)
+pixels = MappedImages(path, shape, writable=True)
+for row in range(rows):
+    pixels[row] = np.full((1, side, side), row % 251, dtype=np.uint8)
+pixels.flush()
+pixels = MappedImages(path, shape)
+for some in torch.randperm(rows).split(16):
+    assert torch.equal(pixels[some][:, 0, 5, 5].to(torch.int64), some % 251)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux")
+def test_what_was_read_does_not_pile_up(tmp_path: Path) -> None:
+    """A gibibyte is written and read at random; little more than a quarter stays resident."""
+    words = [sys.executable, "-c", PEAK, str(tmp_path / "pixels.uint8"), "1024"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(done.stdout) < 450 * 1024
