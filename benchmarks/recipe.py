@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from space_warps.augment import NO_AUGMENT, STRONG_AUGMENT, Augment
 from space_warps.blocks import BlockSpec
-from space_warps.core import deterministic, seeded
+from space_warps.core import autocast, deterministic, seeded
 from space_warps.cutout import ImageEncoder
 from space_warps.dataset import Space_Galaxi, measure_scaling
 from space_warps.loaders import EpochSampler, iterate
@@ -45,6 +45,7 @@ class Choice:
     sky_view: bool = True
     symmetric: bool = True
     average: float = 0.0  # Decay of averaged weights; 0 is off
+    precision: str = "float32"  # Of the convolutions
 
 
 class ImageTwice(ImageEncoder):
@@ -87,6 +88,7 @@ def choices() -> dict[str, Choice]:
         "twice as wide": replace(BASE, blocks=wide),
         "4 blocks, all pooling by 2": replace(BASE, blocks=deep),
         "60 epochs": replace(BASE, plan=replace(plan, epochs=60)),
+        "bfloat16": replace(BASE, precision="bfloat16"),
     }
 
 
@@ -120,7 +122,7 @@ def fit(choice: Choice, model: nn.Module, loader: DataLoader[Any], seed: int) ->
         averaged = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
     for epoch in range(choice.plan.epochs):
         model.train()
-        with seeded(seed, epoch), deterministic():
+        with seeded(seed, epoch), deterministic(), autocast(choice.precision, "cpu"):
             for images, labels, features in iterate(loader, "cpu", epoch):
                 loss = functional.cross_entropy(
                     model(images, features), labels, label_smoothing=choice.plan.label_smoothing
