@@ -246,8 +246,8 @@ def _content(path: Path) -> bytearray:
     except OSError:
         return bytearray()  # Pillow says what is wrong
 
-# %% ../nbs/01d_images.ipynb #1f03bbcb
-KEPT = 2**28  # Bytes that may stay resident
+# %% ../nbs/01d_images.ipynb #66f1ec52
+KEPT = 2**26  # Bytes that may stay resident
 
 
 class MappedImages:
