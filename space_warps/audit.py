@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAULTS', 'Audit', 'audit', 'describe_audit']
 
-# %% ../nbs/06b_audit.ipynb #9c5e0375
+# %% ../nbs/06b_audit.ipynb #edd32318
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from space_warps.baselines import (
     score_boosting,
 )
 from .catalogue import NEEDED, find_bad_labels, find_images, name_classes, read_features
-from .images import load_images
+from .pixels import load_images
 from .objects import count_votes, digest_files, group_objects
 from .table import check_columns, parse_numbers, read_table
 

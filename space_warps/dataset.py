@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Transform', 'Batch', 'BatchTransform', 'apply_transform', 'Space_Galaxi', 'Scaling', 'measure_scaling']
 
-# %% ../nbs/02_dataset.ipynb #627bf38a
+# %% ../nbs/02_dataset.ipynb #fae32382
 import copy
 import hashlib
 import inspect
@@ -22,8 +22,8 @@ from torch.utils.data import Dataset
 
 from .catalogue import Catalogue, read_catalogue
 from .core import seeded
-from .images import MappedImages, load_images
-from .resident import Resident
+from .pixels import load_images
+from .resident import MappedImages, Resident
 from .table import OnBadRow, settle_bad_rows
 
 # %% ../nbs/02_dataset.ipynb #06037193

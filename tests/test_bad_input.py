@@ -305,7 +305,7 @@ def test_disk_full(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return write_atomic(path, data)
 
-    monkeypatch.setattr("space_warps.runs.write_atomic", full)
+    monkeypatch.setattr("space_warps.files.write_atomic", full)
     run = tmp_path / "run"
     words = [*tiny.words(), f"run.dir={run}", *QUICK[1:], "search.max_layers=2"]
     assert main(["search", *words]) == 2

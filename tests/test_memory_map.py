@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from space_warps import images, objects
 from space_warps.augment import Augment
 from space_warps.dataset import Space_Galaxi, measure_scaling
-from space_warps.images import MappedImages, load_images
+from space_warps.pixels import load_images
+from space_warps.resident import MappedImages
 from space_warps.loaders import create_train_val_dataloaders
 from space_warps.runner import LocalRunner
 from space_warps.search import search
@@ -111,7 +112,7 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from space_warps.images import MappedImages
+from space_warps.resident import MappedImages
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 path, rows, side = Path(sys.argv[1]), int(sys.argv[2]), 1024
