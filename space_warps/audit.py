@@ -25,8 +25,8 @@ from space_warps.baselines import (
     score_boosting,
 )
 from .catalogue import NEEDED, find_bad_labels, find_images, name_classes, read_features
-from .pixels import load_images
 from .objects import count_votes, digest_files, group_objects
+from .pixels import load_images
 from .table import check_columns, parse_numbers, read_table
 
 # %% ../nbs/06b_audit.ipynb #60ff5fae

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from space_warps import images, objects
 from space_warps.augment import Augment
 from space_warps.dataset import Space_Galaxi, measure_scaling
+from space_warps.loaders import create_train_val_dataloaders
 from space_warps.pixels import load_images
 from space_warps.resident import MappedImages
-from space_warps.loaders import create_train_val_dataloaders
 from space_warps.runner import LocalRunner
 from space_warps.search import search
 from space_warps.settings import SearchConfig
