@@ -144,6 +144,8 @@ def test_the_plain_rule_is_run_and_recorded(tiny: Tiny, tmp_path: Path) -> None:
     recorded = OmegaConf.to_container(OmegaConf.load(run / "config.yaml").search)
     assert recorded["compare"] == "accuracy"
     assert recorded.pop("plain") is True and recorded.pop("device") == "cpu"
+    assert (recorded.pop("precision"), recorded.pop("workers")) == ("auto", 1)
+    assert recorded.pop("capture") is False
     history = read_history(run)
     asked = SearchConfig(**{**PLAIN, "max_layers": 2, "k_candidates": (4,)})
     assert history.config == asked == SearchConfig(**recorded)

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, Tiny
 from torch.utils.data import DataLoader
 
-from space_warps import images, objects
+from space_warps import images, objects, pixels
 from space_warps.augment import Augment
 from space_warps.dataset import Space_Galaxi, measure_scaling
 from space_warps.loaders import create_train_val_dataloaders
@@ -58,7 +58,7 @@ def test_second_start_does_not_decode(
     def refuse(*_: object) -> None:
         raise AssertionError("an image was decoded again")
 
-    monkeypatch.setattr(images, "decode_into", refuse)
+    monkeypatch.setattr(pixels, "decode_into", refuse)
     again = Space_Galaxi(*tiny, on_bad_row="skip", **mapped)
     assert again.sha256() == first.sha256()
     assert again.catalogue.skipped == first.catalogue.skipped
@@ -94,10 +94,10 @@ def test_every_core_decodes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None
             together.wait(timeout=60)  # broken, if one thread does the work of two
         return decode(path, shape)
 
-    monkeypatch.setattr(images, "read_image", wait_for_the_others)
-    pixels, bad = load_images(paths)
+    monkeypatch.setattr(pixels, "read_image", wait_for_the_others)
+    found, bad = load_images(paths)
     assert not bad
-    assert np.array_equal(pixels[torch.tensor([3])][0], decode(paths[3], (1, 12, 12)))
+    assert np.array_equal(found[torch.tensor([3])][0], decode(paths[3], (1, 12, 12)))
 
 
 def test_progress_is_shown(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
