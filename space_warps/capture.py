@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .dataset import Batch
 
-# %% ../nbs/12c_capture.ipynb #fc2d770b
+# %% ../nbs/12c_capture.ipynb #b6aee876
 Learn = Callable[[Batch], Tensor]
 Recording = tuple[Callable[[], None], Tensor]
 
@@ -53,6 +53,7 @@ class CapturedStep:
     ) -> None:
         self.learn, self.aside, self.record = learn, aside, record
         self.num_before = num_before
+        self.shape: torch.Size | None = None  # Of the first batch, which is a full one
         self.inputs: Batch | None = None
         self.recording: Recording | None = None
 
@@ -61,12 +62,13 @@ class CapturedStep:
         batch: Batch,  # On the GPU
     ) -> Tensor:  # Mean loss, detached
         "Learn from a batch."
+        self.shape = self.shape or batch[0].shape
         if self.num_before > 0:
             self.num_before -= 1
             return self.aside(lambda: self.learn(batch))
-        inputs = self.inputs or self._record(batch)
-        if any(kept.shape != given.shape for kept, given in zip(inputs, batch, strict=True)):
+        if batch[0].shape != self.shape:
             return self.learn(batch)
+        inputs = self.inputs or self._record(batch)
         for kept, given in zip(inputs, batch, strict=True):
             kept.copy_(given)
         assert self.recording is not None

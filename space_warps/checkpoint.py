@@ -41,7 +41,7 @@ class Checkpoint:
     optimizer: dict[str, Any]  # As its `state_dict` gives it
     schedule: dict[str, Any]  # As its `state_dict` gives it
 
-# %% ../nbs/13b_checkpoint.ipynb #707f28ca
+# %% ../nbs/13b_checkpoint.ipynb #e6930424
 def take_checkpoint(
     model: nn.Module,  # Stays as it is
     optimizer: torch.optim.Optimizer,  # Stays as it is
@@ -60,13 +60,19 @@ def take_checkpoint(
         best,
         clone_weights(model),
         {"state": moments, "param_groups": [_plain(group) for group in state["param_groups"]]},
-        dict(schedule.state_dict()),
+        _plain(schedule.state_dict()),
     )
 
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
-    "Settings of the optimizer as numbers, wherever it keeps them."
-    return {name: v.item() if torch.is_tensor(v) else v for name, v in group.items()}
+    "Settings as numbers, wherever they are kept."
+    return {name: _number(value) for name, value in group.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(each) for each in value]
+    return value.item() if torch.is_tensor(value) else value
 
 
 def _copied(value: Any) -> Any:

@@ -90,7 +90,7 @@ def choose_device(
         raise InputError(f"no device {str(name)!r} on this machine; available: {', '.join(here)}")
     return torch.device(name)
 
-# %% ../nbs/00_core.ipynb #2e17cb09
+# %% ../nbs/00_core.ipynb #0672b820
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -121,9 +121,9 @@ def autocast(
     device: str | torch.device,  # Where networks are computed
 ) -> torch.autocast:
     "Within the block convolutions are computed in this precision."
-    return torch.autocast(
-        torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"
-    )
+    kind, is_half = torch.device(device).type, precision == "bfloat16"
+    # Without the cache: it would keep a weight as it was when the block began, through every step.
+    return torch.autocast(kind, torch.bfloat16, enabled=is_half, cache_enabled=False)
 
 # %% ../nbs/00_core.ipynb #c7a71cfa
 def write_atomic(

@@ -86,7 +86,7 @@ def _commit() -> str | None:
         return None
     return done.stdout.strip()
 
-# %% ../nbs/30b_environment.ipynb #8a580749
+# %% ../nbs/30b_environment.ipynb #fecc159e
 MEANINGS = {
     "space_warps": "another version of the program may compute otherwise",
     "commit": "another version of the program may compute otherwise",
@@ -97,7 +97,7 @@ MEANINGS = {
     "device_name": "another device rounds otherwise",
     "precision": "another precision gives other weights",
     "capture": "a replayed step rounds the learning rate",
-    "threads": "sums are taken in another order",
+    "threads": "sums are taken in another order (search.workers share the threads out)",
     "catalogue_sha256": "the file is not the one that the run read",
     "rows_sha256": "rows or images are not those that the run learned from",
     "batch_sizes": "other batches are other steps",

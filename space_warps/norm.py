@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# %% ../nbs/09_norm.ipynb #7c7a80a7
+# %% ../nbs/09_norm.ipynb #7f59470c
 class _PooledNorm(torch.autograd.Function):
     "Pooling of a batch-normalised map, for weights above 0."
 
@@ -31,6 +31,7 @@ class _PooledNorm(torch.autograd.Function):
         return torch.addcmul(_per_map(bias - mean * slope), pooled, _per_map(slope))
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         maps, pooled, places, weight, mean, inverse = ctx.saved_tensors
         num_pixels = maps.numel() // maps.shape[1]

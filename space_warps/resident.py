@@ -70,7 +70,7 @@ class MappedImages:
             if hasattr(mmap, "MADV_DONTNEED"):  # where it is not, the system does as it sees fit
                 self._mapping.madvise(mmap.MADV_DONTNEED)
 
-# %% ../nbs/01e_resident.ipynb #50aef0f0
+# %% ../nbs/01e_resident.ipynb #b78d8cfc
 class Resident:
     "Images as bytes, gathered where they are wanted."
 
@@ -87,7 +87,7 @@ class Resident:
         device: str | torch.device = "cpu",  # Where they are wanted
     ) -> Tensor:  # uint8 [batch, channels, height, width]
         "Some of the images, on a device."
-        device = torch.device(device)
+        device = torch.empty(0, device=device).device  # cuda is cuda:0
         if device.type == "cpu":
             return self.pixels[rows]
         if device not in self._copies:

@@ -113,7 +113,7 @@ def calibrate(
     after = evaluate(finished.model(), val_loader, device)
     return finished, Measured(after.accuracy, after.loss, after.scores, temperature)
 
-# %% ../nbs/22_runner.ipynb #7132b79d
+# %% ../nbs/22_runner.ipynb #f2a3e80e
 def answer(
     candidate: Candidate,  # What to train, and how
     start: Snapshot,  # The network it starts from
@@ -140,7 +140,7 @@ def answer(
         num_params = model.num_params
         trained = train(
             model,
-            *_seen_by(model, candidate, (train_loader, val_loader), device),
+            *_seen_by(model, candidate, (train_loader, val_loader), device, precision),
             candidate.plan,
             device=device,
             precision=precision,
@@ -167,6 +167,7 @@ def _seen_by(
     candidate: Candidate,
     loaders: tuple[DataLoader[Batch], DataLoader[Batch]],
     device: str | torch.device,
+    precision: str,
 ) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
     "The rows as the trained part of a network sees them: images, or maps of its frozen part."
     num_frozen = model.num_layers - 1
@@ -174,7 +175,7 @@ def _seen_by(
         return loaders
     place_model(model, device)
     model.freeze(num_frozen)
-    train_maps, val_maps = (through_trunk(loader, model) for loader in loaders)
+    train_maps, val_maps = (through_trunk(loader, model, precision) for loader in loaders)
     return train_maps, val_maps
 
 

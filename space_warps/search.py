@@ -164,7 +164,7 @@ def _wants_finish(path: Path) -> bool:
     unfinished = history.finish is None and path.accepted.outcome is not None
     return history.config.finish and unfinished and not history.failure
 
-# %% ../nbs/23c_search.ipynb #86d7d856
+# %% ../nbs/23c_search.ipynb #31a105aa
 def progressive_architecture_search(
     train_loader: DataLoader[Batch],  # Rows to learn from, of `create_train_val_dataloaders`
     val_loader: DataLoader[Batch],  # Rows to measure on
@@ -176,7 +176,7 @@ def progressive_architecture_search(
     seed: int = 42,  # Seed of everything random
     copy_weights: bool = True,  # Start from trained weights as far as they fit
     *,
-    finish_epochs: int = 50,  # Epochs of the training in full at the end; 0 leaves it out
+    finish_epochs: int = SearchConfig.finish_epochs,  # Epochs of the training in full at the end; 0 leaves it out
     observers: Sequence[Observer] = (),  # Who is told what happens, e.g. a progress bar
     should_stop: Callable[[], bool] = lambda: False,  # Asked before each batch
 ) -> tuple[ProgressiveModel, list[LayerDict]]:  # The grown network and a dict per block

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['MAX_KEPT_BYTES', 'TrunkMaps', 'through_trunk']
 
-# %% ../nbs/12b_trunk.ipynb #3a9d051b
+# %% ../nbs/12b_trunk.ipynb #be1be719
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .core import deterministic
+from .core import autocast, deterministic
 from .dataset import Batch, Space_Galaxi
 from .model import ProgressiveModel
 
-# %% ../nbs/12b_trunk.ipynb #500bdc70
+# %% ../nbs/12b_trunk.ipynb #449b26cd
 MAX_KEPT_BYTES = 2**30  # Maps of more bytes than this are computed anew for each batch
 
 
@@ -28,8 +28,9 @@ class TrunkMaps(Dataset[Batch]):
         rows: Space_Galaxi,  # Gives the images
         model: ProgressiveModel,  # With frozen blocks, on the device where it computes
         max_kept_bytes: int = MAX_KEPT_BYTES,  # Larger maps are computed anew each time
+        precision: str = "float32",  # Of the convolutions
     ) -> None:
-        self.rows, self.model = rows, model
+        self.rows, self.model, self.precision = rows, model, precision
         self.maps: Tensor | None = None
         if rows.transform is None and self._num_bytes() <= max_kept_bytes:
             self.maps = self._compute()
@@ -54,18 +55,22 @@ class TrunkMaps(Dataset[Batch]):
         "Many samples at once."
         if self.maps is None:
             images, labels, features = self.rows.batch(places, device)
-            return self.model.trunk(images), labels, features
+            return self._seen(images), labels, features
         labels, features = self.rows.labels[places], self.rows.features[places]
         return self.maps[places.to(self.maps.device)], labels.to(device), features.to(device)
 
+    def _seen(self, images: Tensor) -> Tensor:
+        with autocast(self.precision, self._device):
+            return self.model.trunk(images)
+
     def _num_bytes(self) -> int:
-        one = self.model.trunk(self.rows.batch(torch.tensor([0]), self._device)[0])
+        one = self._seen(self.rows.batch(torch.tensor([0]), self._device)[0])
         return len(self) * one.numel() * one.element_size()
 
     def _compute(self) -> Tensor:
         every = torch.split(torch.arange(len(self)), 256)
         with deterministic():
-            parts = [self.model.trunk(self.rows.batch(some, self._device)[0]) for some in every]
+            parts = [self._seen(self.rows.batch(some, self._device)[0]) for some in every]
         return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
     @property
@@ -76,11 +81,12 @@ class TrunkMaps(Dataset[Batch]):
 def through_trunk(
     loader: DataLoader[Batch],  # As `create_train_val_dataloaders` gives it
     model: ProgressiveModel,  # With frozen blocks, on the device where it computes
+    precision: str = "float32",  # Of the convolutions
 ) -> DataLoader[Batch]:  # The same rows in the same order, as maps
     "What a loader gives, seen through the frozen blocks of a network."
     rows: Any = loader.dataset
     return DataLoader(
-        TrunkMaps(rows, model),
+        TrunkMaps(rows, model, precision=precision),
         loader.batch_size,
         sampler=loader.sampler,
         drop_last=loader.drop_last,

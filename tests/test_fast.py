@@ -1,6 +1,11 @@
 """What makes training fast leaves its results alone, and a run says how it was computed."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +57,42 @@ def test_workers_grow_the_same_network(tiny: Tiny, tmp_path: Path, one_thread: N
     assert beside["model_sha256"] == alone["model_sha256"]
     assert read_history(tmp_path / "beside").steps == read_history(tmp_path / "alone").steps
     assert environment(tmp_path / "beside")["threads"] == 1
+
+
+def command(*words: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own, with two threads to share out."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "space_warps.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "number"), [("StepStarted", signal.SIGTERM), ("EpochEnded", signal.SIGINT)]
+)
+def test_workers_are_stopped_and_go_on(
+    tiny: Tiny, tmp_path: Path, one_thread: None, event: str, number: signal.Signals
+) -> None:
+    whole, run = grow(tiny, tmp_path / "whole"), tmp_path / "run"
+    words = ["search", *tiny.words(), f"run.dir={run}", *QUICK, "search.workers=2"]
+    searching, events = command(*words), run / "events.jsonl"
+    while searching.poll() is None and not (
+        events.exists() and f'"{event}"' in events.read_text(encoding="utf-8")
+    ):
+        time.sleep(0.01)
+    os.killpg(searching.pid, number)
+    _, said = searching.communicate(timeout=120)
+    assert searching.returncode == 128 + number, said
+    assert "ended by signal" not in events.read_text(encoding="utf-8")
+    going_on = command("search", f"run.dir={run}", "run.resume=true")
+    _, said = going_on.communicate(timeout=300)
+    assert going_on.returncode == 0, said
+    summary = json.loads((run / "progressive_summary.json").read_text())
+    assert summary["model_sha256"] == whole["model_sha256"]
 
 
 def test_a_run_says_threads_and_precision(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
