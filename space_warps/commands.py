@@ -50,7 +50,7 @@ from .snapshot import load_snapshot
 from .trackers import open_tracker
 from .workers import WorkerRunner
 
-# %% ../nbs/42d_commands.ipynb #82b62048
+# %% ../nbs/42d_commands.ipynb #b11785a2
 def run_search(
     config: Config,  # What was asked
     text: str,  # The same as YAML, for the run folder
@@ -95,8 +95,7 @@ def run_search(
     finally:
         bars.close()
         keep.close()
-        if isinstance(runner, WorkerRunner):
-            runner.close()
+        runner.close()
     _conclude(config, folder, loaders, paths, should_stop)
 
 
@@ -137,7 +136,7 @@ def _read_evaluation(folder: Path) -> dict[str, Any] | None:
 def make_runner(
     config: Config,  # What was asked
     loaders: Loaders,  # Its rows
-) -> LocalRunner | WorkerRunner:
+) -> Runner:
     "The runner that these keys ask for."
     local = LocalRunner(
         *loaders,

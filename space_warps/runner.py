@@ -29,7 +29,7 @@ from .train import Diverged, Trained, evaluate, place_model, train
 from .trunk import through_trunk
 from .warmstart import warm_start
 
-# %% ../nbs/22_runner.ipynb #c9d9c590
+# %% ../nbs/22_runner.ipynb #d8b3b04f
 @dataclass(frozen=True)
 class Grown:
     "A network at rest, and what is known about it."
@@ -56,6 +56,8 @@ class Runner(Protocol):
     num_train: int  # Rows to learn from
     num_val: int  # Rows to measure on
     val_rows: ValidationRows  # Which rows these are
+    device: torch.device  # Where it computes
+    computing: dict[str, Any]  # How, as `describe_environment` takes it
 
     def run(
         self,
@@ -66,6 +68,10 @@ class Runner(Protocol):
         find_checkpoint: FindCheckpoint,  # Where a training that was cut off goes on
     ) -> Iterator[Grown]:  # In any order
         "Train every candidate; raises `Stopped` when asked to stop."
+        ...
+
+    def close(self) -> None:
+        "End what it has begun."
         ...
 
 # %% ../nbs/22_runner.ipynb #c3b9bbd1
@@ -211,7 +217,7 @@ def is_failure(
     kinds = (Diverged, MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)  # that of the CPU
 
-# %% ../nbs/22_runner.ipynb #3cc52eb9
+# %% ../nbs/22_runner.ipynb #4fb0ecc2
 class LocalRunner:
     "Trains candidates one after the other in this process."
 
@@ -228,11 +234,10 @@ class LocalRunner:
         seed: int = 42,  # Settles the first weights of the empty network
     ) -> None:
         self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
         if capture and self.device.type != "cuda":
             raise InputError(f"capture records what a GPU does; the device is {self.device}")
-        self.capture = capture
-        self.computing: dict[str, Any] = {"precision": self.precision, "capture": capture}
+        how = choose_precision(precision, self.device)
+        self.computing: dict[str, Any] = {"precision": how, "capture": capture}
         self.train_loader, self.val_loader = train_loader, val_loader
         data, val = train_loader.dataset, val_loader.dataset
         if not isinstance(data, Space_Galaxi) or not isinstance(val, Space_Galaxi):
@@ -271,6 +276,8 @@ class LocalRunner:
                 emit,
                 should_stop,
                 find_checkpoint(candidate),
-                self.precision,
-                self.capture,
+                **self.computing,
             )
+
+    def close(self) -> None:
+        "Nothing to end: candidates were trained in this process."

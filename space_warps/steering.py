@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_tree', 'run_replay', 'run_undo', 'run_branch']
 
-# %% ../nbs/42e_steering.ipynb #11980dde
+# %% ../nbs/42e_steering.ipynb #7af2368e
 from pathlib import Path
 
 from .commands import make_runner
@@ -19,7 +19,6 @@ from .record import going_on, read_record
 from .replay import compare_outcomes, replay
 from .runs import record_turn
 from .tree import RunTree, describe_tree
-from .workers import WorkerRunner
 
 # %% ../nbs/42e_steering.ipynb #4f018505
 def run_tree(config: Config) -> None:
@@ -32,7 +31,7 @@ def _folder(config: Config) -> Path:
         raise InputError("run.dir is missing; name the folder of a run")
     return Path(config.run.dir)
 
-# %% ../nbs/42e_steering.ipynb #d419f053
+# %% ../nbs/42e_steering.ipynb #b85ec15b
 def run_replay(
     config: Config,  # That of the run, with the step
 ) -> bool:  # Whether all of it came out the same
@@ -48,8 +47,7 @@ def run_replay(
     try:
         pairs = replay(going_on(record), _which(config), runner, past)
     finally:
-        if isinstance(runner, WorkerRunner):
-            runner.close()
+        runner.close()
     found = compare_outcomes(pairs)
     print("\n".join(found or [f"identical: {', '.join(o.candidate.name for o, _ in pairs)}"]))
     for change in changes:

@@ -16,7 +16,7 @@ from .core import autocast, deterministic
 from .dataset import Batch, Space_Galaxi
 from .model import ProgressiveModel
 
-# %% ../nbs/12b_trunk.ipynb #449b26cd
+# %% ../nbs/12b_trunk.ipynb #ba6230ff
 MAX_KEPT_BYTES = 2**30  # Maps of more bytes than this are computed anew for each batch
 
 
@@ -45,6 +45,7 @@ class TrunkMaps(Dataset[Batch]):
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
+        "Say which epoch comes next."
         self.rows.epoch = epoch
 
     def batch(

@@ -27,7 +27,7 @@ from .runner import FindCheckpoint, Grown, LocalRunner, answer
 from .snapshot import Snapshot
 from .train import Stopped
 
-# %% ../nbs/22a_workers.ipynb #792ddb8e
+# %% ../nbs/22a_workers.ipynb #76e24af9
 @dataclass(frozen=True)
 class _Task:
     candidate: Candidate
@@ -61,6 +61,7 @@ def _work(runner: LocalRunner, connection: Connection, threads: int, stop: Any) 
     torch.set_num_threads(threads)
 
     def tell(event: Event) -> None:
+        "Pass an event on, and wait after an epoch until it was heard."
         if not isinstance(event, EpochEnded):
             return _send(connection, event)
         _send(connection, replace(event, take_checkpoint=None))
@@ -96,7 +97,7 @@ def _answered(
         error.add_note(traceback.format_exc())  # the place is lost on the way
         return error
 
-# %% ../nbs/22a_workers.ipynb #c29388f4
+# %% ../nbs/22a_workers.ipynb #a3847327
 FATAL = {-9, -11, -6}  # Exit codes after SIGKILL, SIGSEGV, SIGABRT: for want of memory, mostly
 
 
@@ -211,6 +212,7 @@ class WorkerRunner:
             return None
 
         def take() -> Checkpoint:
+            "Ask the worker for the training as it is now."
             _send(connection, "checkpoint")
             taken: Checkpoint = _receive(connection)
             return taken

@@ -1,13 +1,16 @@
 """Catalogues that the tests share."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from space_warps.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("SPACE_GALAXI_DIR", ROOT.parent / "shared" / "space_galaxi"))
@@ -50,6 +53,13 @@ class Tiny(NamedTuple):
     def words(self) -> list[str]:
         """The keys that name it on the command line."""
         return [f"data.csv_path={self.csv_path}", f"data.img_dir_path={self.img_dir_path}"]
+
+
+def grow(tiny: Tiny, run: Path, *words: str) -> dict[str, Any]:
+    """Run the search command and read the summary."""
+    assert main(["search", *tiny.words(), f"run.dir={run}", *words]) == 0
+    summary: dict[str, Any] = json.loads((run / "progressive_summary.json").read_text())
+    return summary
 
 
 def write_tiny(folder: Path, num_rows: int = 60, size: int = 12, colour: bool = False) -> Tiny:

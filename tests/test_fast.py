@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Tiny
+from conftest import Tiny, grow
 from torch import nn
 
 from space_warps.cli import main
@@ -32,12 +32,6 @@ QUICK = [
 ]
 
 
-def grow(tiny: Tiny, run: Path, *words: str) -> dict[str, Any]:
-    assert main(["search", *tiny.words(), f"run.dir={run}", *QUICK, *words]) == 0
-    summary: dict[str, Any] = json.loads((run / "progressive_summary.json").read_text())
-    return summary
-
-
 def environment(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / "environment.json").read_text())
     return found
@@ -52,8 +46,8 @@ def one_thread() -> Any:
 
 
 def test_workers_grow_the_same_network(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
-    alone = grow(tiny, tmp_path / "alone")
-    beside = grow(tiny, tmp_path / "beside", "search.workers=2")
+    alone = grow(tiny, tmp_path / "alone", *QUICK)
+    beside = grow(tiny, tmp_path / "beside", *QUICK, "search.workers=2")
     assert beside["model_sha256"] == alone["model_sha256"]
     assert read_history(tmp_path / "beside").steps == read_history(tmp_path / "alone").steps
     assert environment(tmp_path / "beside")["threads"] == 1
@@ -77,7 +71,7 @@ def command(*words: str) -> subprocess.Popen[str]:
 def test_workers_are_stopped_and_go_on(
     tiny: Tiny, tmp_path: Path, one_thread: None, event: str, number: signal.Signals
 ) -> None:
-    whole, run = grow(tiny, tmp_path / "whole"), tmp_path / "run"
+    whole, run = grow(tiny, tmp_path / "whole", *QUICK), tmp_path / "run"
     words = ["search", *tiny.words(), f"run.dir={run}", *QUICK, "search.workers=2"]
     searching, events = command(*words), run / "events.jsonl"
     while searching.poll() is None and not (
@@ -96,7 +90,7 @@ def test_workers_are_stopped_and_go_on(
 
 
 def test_a_run_says_threads_and_precision(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
-    grow(tiny, tmp_path / "run", "search.precision=bfloat16", "search.finish=false")
+    grow(tiny, tmp_path / "run", *QUICK, "search.precision=bfloat16", "search.finish=false")
     said = environment(tmp_path / "run")
     assert (said["threads"], said["precision"], said["capture"]) == (1, "bfloat16", False)
 
@@ -105,7 +99,7 @@ def test_another_precision_is_not_gone_on_with(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    grow(tiny, run, "search.precision=float32")
+    grow(tiny, run, *QUICK, "search.precision=float32")
     assert main(["search", f"run.dir={run}", "run.resume=true", "search.precision=bfloat16"]) == 2
     assert "precision was float32 and is bfloat16" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import ROOT, Tiny
+from conftest import ROOT, Tiny, grow
 
 from space_warps.cli import main
 from space_warps.core import sha256_file
@@ -38,12 +38,6 @@ QUICK = [
     "data.features=[]",
     "run.checkpoint_s=0",
 ]
-
-
-def grow(tiny: Tiny, run: Path, *words: str) -> dict[str, object]:
-    """Run the command and read the summary."""
-    assert main(["search", *tiny.words(), f"run.dir={run}", *QUICK, *words]) == 0
-    return json.loads((run / "progressive_summary.json").read_text())
 
 
 def go_on(run: Path, *words: str) -> int:
@@ -135,7 +129,7 @@ def test_killed_searches_end_with_the_same_bits(faults: ModuleType, tmp_path: Pa
 def test_a_stopped_search_goes_on_to_the_same_bits(
     tiny: Tiny, tmp_path: Path, event: bytes, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, run = grow(tiny, tmp_path / "whole"), tmp_path / "run"
+    whole, run = grow(tiny, tmp_path / "whole", *QUICK), tmp_path / "run"
     searching = start(tiny, run)
     wait_for(searching, run, event)
     searching.send_signal(number)
@@ -154,7 +148,7 @@ def test_a_stopped_search_goes_on_to_the_same_bits(
 
 
 def test_a_second_interrupt_ends_at_once_and_the_search_goes_on(tiny: Tiny, tmp_path: Path) -> None:
-    whole, run = grow(tiny, tmp_path / "whole"), tmp_path / "run"
+    whole, run = grow(tiny, tmp_path / "whole", *QUICK), tmp_path / "run"
     words = [*tiny.words(), f"run.dir={run}", *QUICK]
     done = signalled(12, ["SIGINT", "SIGINT"], "search", *words)
     assert done.returncode == 130, done.stderr
@@ -191,7 +185,7 @@ def test_an_image_that_is_not_what_it_was(
     tiny: Tiny, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    whole = grow(tiny, run)
+    whole = grow(tiny, run, *QUICK)
     cut_after(run, "StepEnded")
     content = tiny.image(5).read_bytes()
     if fault == "changed":
@@ -212,7 +206,7 @@ def test_elsewhere_it_goes_on_only_when_told(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    grow(tiny, run)
+    grow(tiny, run, *QUICK)
     cut_after(run, "StepEnded")
     events = read_events(run)
     environment = events[0]["environment"]
@@ -241,7 +235,7 @@ def test_what_a_resumed_search_refuses(
     tiny: Tiny, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    grow(tiny, run)
+    grow(tiny, run, *QUICK)
     cut_after(run, "StepEnded")
     capsys.readouterr()
     assert go_on(run, *words) == 2
@@ -263,7 +257,7 @@ def test_a_folder_that_cannot_be_written_to(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    grow(tiny, run)
+    grow(tiny, run, *QUICK)
     cut_after(run, "StepEnded")
     (run / "events.jsonl").rename(run / "kept.jsonl")
     (run / "events.jsonl").mkdir()  # stands for a file that nobody may write, which root may
@@ -278,7 +272,7 @@ def test_a_changed_blob_is_refused_and_a_missing_one_made_again(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    whole = grow(tiny, run, "run.keep=all")
+    whole = grow(tiny, run, *QUICK, "run.keep=all")
     cut_after(run, "StepEnded")
     taken = read_history(run).steps[0].taken
     assert taken is not None
@@ -300,7 +294,7 @@ def test_back_on_a_branch_and_replayed(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    whole = grow(tiny, run)
+    whole = grow(tiny, run, *QUICK)
     first = read_history(run).steps[0]
     assert first.taken is not None
     other = 1 - first.taken.candidate.index
@@ -342,7 +336,7 @@ def test_a_replay_says_what_differs(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    grow(tiny, run)
+    grow(tiny, run, *QUICK)
     for row in (8, 11):
         shutil.copy(tiny.image(5), tiny.image(row))
     capsys.readouterr()
@@ -353,7 +347,7 @@ def test_a_replay_says_what_differs(
 
 
 def test_a_tracker_follows_from_the_command(tiny: Tiny, tmp_path: Path) -> None:
-    grow(tiny, tmp_path / "run", "track=tensorboard")
+    grow(tiny, tmp_path / "run", *QUICK, "track=tensorboard")
     written = list((tmp_path / "run/tensorboard").rglob("events.out.tfevents.*"))
     assert len(written) > 5
     assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'b'}", "track=paper"]) == 2
@@ -366,7 +360,7 @@ def test_a_loser_is_taken_and_any_node_is_grown_on(
 ) -> None:
     """Also where candidates start from their siblings, whose weights are gone."""
     run = tmp_path / "run"
-    grow(tiny, run, *words)
+    grow(tiny, run, *QUICK, *words)
     step = read_history(run).steps[0]
     losers = [outcome for outcome in step.outcomes if outcome is not step.taken]
     for number, loser in enumerate(losers):
@@ -393,7 +387,7 @@ def test_evaluate_and_report_wait_for_a_run_that_was_taken_back(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    grow(tiny, run, "data.test_share=0.2")
+    grow(tiny, run, *QUICK, "data.test_share=0.2")
     assert main(["undo", f"run.dir={run}", "step=1"]) == 0
     for command in ("evaluate", "report"):
         capsys.readouterr()
@@ -407,7 +401,7 @@ def test_what_was_killed_after_the_end_of_the_search_is_made_up_for(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    grow(tiny, run, "data.test_share=0.2")
+    grow(tiny, run, *QUICK, "data.test_share=0.2")
     (run / "report.html").unlink()
     (run / "evaluation.json").unlink()
     assert go_on(run) == 0
@@ -444,7 +438,7 @@ def test_a_step_whose_candidates_all_fail_is_an_error_each_time(
 
 def test_a_stop_while_a_taken_loser_is_trained_again(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    grow(tiny, run)
+    grow(tiny, run, *QUICK)
     first = read_history(run).steps[0]
     assert first.taken is not None
     take = f"take={1 - first.taken.candidate.index}"
