@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STRONG_AUGMENT', 'NO_AUGMENT', 'MILD_AUGMENT', 'orientations', 'Augment']
 
-# %% ../nbs/03_augment.ipynb #6e81e8dc
+# %% ../nbs/03_augment.ipynb #89ba8e7d
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -231,7 +231,7 @@ def _augment(images: Tensor, seed: int, epoch: int, rows: Tensor, strength: "Aug
         images = _add_noise_(images, keys, strength.noise)
     return images.clamp_(0, 1)
 
-# %% ../nbs/03_augment.ipynb #b8c5b0c9
+# %% ../nbs/03_augment.ipynb #30140f62
 @dataclass(frozen=True)
 class Augment:
     "Random changes of a batch, drawn by (seed, epoch, row) alone; a strength of 0 is off."
@@ -262,6 +262,20 @@ class Augment:
     ) -> Tensor:  # New images of the same shape, in [0, 1]
         "Change each image in its own way."
         return _augment(images, seed, epoch, rows, self)
+
+    def times(
+        self,
+        factor: float,  # At least 0; 1 changes nothing
+    ) -> "Augment":
+        "The same with every strength multiplied, as far as its limit; 0 is off."
+        changes: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            if isinstance(value, bool):
+                changes[name] = value and factor > 0
+            else:
+                wanted = min(value * factor, _LIMITS.get(name, 100 if name == "shift" else 1))
+                changes[name] = round(wanted) if name == "shift" else float(wanted)
+        return replace(self, **changes)
 
 # %% ../nbs/03_augment.ipynb #8ac793ed
 STRONG_AUGMENT = Augment(180, 0.1, 5, True, 0.1, 0.1, 0.1, 0.02, 0.02)

@@ -6,7 +6,8 @@
 __all__ = ['POOLINGS', 'ACTIVATIONS', 'BlockFamily', 'COMMUTING', 'MapShape', 'BlockSpec', 'register_block', 'registered_blocks',
            'build_block', 'ConvBlock', 'last_layers', 'conv_block', 'block_output_shape']
 
-# %% ../nbs/10_blocks.ipynb #511c933c
+# %% ../nbs/10_blocks.ipynb #6ef9f422
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class BlockSpec:
         "By how many pixels the convolution moves."
         return self.pool if self.pooling == "stride" else 1
 
-# %% ../nbs/10_blocks.ipynb #d45afade
+# %% ../nbs/10_blocks.ipynb #29ffe97d
 BlockFamily = Callable[[int, BlockSpec], nn.Module]
 _families: dict[str, BlockFamily] = {}
 
@@ -87,10 +88,14 @@ def build_block(
     in_channels: int,  # Number of channels that come in
 ) -> nn.Module:  # [batch, in_channels, height, width] -> [batch, k, height / pool, width / pool]
     "Build a block with fresh weights; raises `InputError` for a family nobody registered."
+    return _family(spec)(in_channels, spec)
+
+
+def _family(spec: BlockSpec) -> BlockFamily:
     if spec.kind not in _families:
         known = ", ".join(registered_blocks())
         raise InputError(f"unknown block {spec.kind!r}; registered: {known}")
-    return _families[spec.kind](in_channels, spec)
+    return _families[spec.kind]
 
 # %% ../nbs/10_blocks.ipynb #5e9ef85f
 class ConvBlock(nn.Sequential):
@@ -141,7 +146,7 @@ def conv_block(
         )
     )
 
-# %% ../nbs/10_blocks.ipynb #dea4f030
+# %% ../nbs/10_blocks.ipynb #0466f8f9
 MapShape = tuple[int, int, int]
 
 
@@ -150,9 +155,6 @@ def block_output_shape(
     in_shape: MapShape,  # Channels, height and width that come in
 ) -> MapShape:  # Channels, height and width that come out
     "The shape a block would give; raises `InputError` where the map is too small for it."
-    with torch.device("meta"):
-        block = build_block(spec, in_shape[0])
-        maps = torch.empty(2, *in_shape)
     side, size = min(in_shape[1:]), spec.kernel_size
     too_small = f"a map of {in_shape[2]}x{in_shape[1]} pixels is too small for another block that "
     if side < spec.pool:
@@ -162,5 +164,12 @@ def block_output_shape(
         raise InputError(
             f"{too_small}has a kernel of {size}x{size}; use a smaller kernel or fewer blocks"
         )
-    _, channels, height, width = block(maps).shape
+    return _shape_after(_family(spec), spec, in_shape)
+
+
+@functools.lru_cache(maxsize=2**14)  # a family that is registered anew is another key
+def _shape_after(family: BlockFamily, spec: BlockSpec, in_shape: MapShape) -> MapShape:
+    with torch.device("meta"), torch.no_grad():
+        block, maps = family(in_shape[0], spec).eval(), torch.empty(2, *in_shape)
+        _, channels, height, width = block(maps).shape
     return channels, height, width

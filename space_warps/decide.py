@@ -36,7 +36,7 @@ def compare_with_control(
         for place, grown in enumerate(candidates)
     )
 
-# %% ../nbs/22c_decide.ipynb #76f93e58
+# %% ../nbs/22c_decide.ipynb #809ab4ba
 def decide(
     config: SearchConfig,  # What is compared, and the patience
     outcomes: Sequence[Outcome],  # Of the candidates of a depth
@@ -49,9 +49,10 @@ def decide(
     best = best_outcome(outcomes, config.compare)
     if best is None:
         return Decision("reject", None, f"all candidates failed; the first: {outcomes[0].failed}")
-    index = best.candidate.index
+    index, beside = best.candidate.index, _beside(config, outcomes, best)
     if accepted is None:
-        return Decision("accept", index, f"{_quality(best, config)}, the first block")
+        reason = f"{_quality(best, config)}, the first block"
+        return Decision("accept", index, reason, beside=beside)
     rivals = [accepted]
     if config.compare == "loss" and control is not None and control.failed is None:
         rivals.append(control)
@@ -65,10 +66,25 @@ def decide(
         pays = test is not None and is_shown(test, config.compare, len(outcomes))
         reason += ", shown against the control" if pays else ", but not shown against the control"
     if pays:
-        return Decision("accept", index, reason)
-    if num_held < config.patience:
-        return Decision("hold", index, reason)
+        return Decision("accept", index, reason, beside=beside)
+    if num_held < config.patience or config.strategy == "random":
+        return Decision("hold", index, reason, beside=beside)
     return Decision("reject", None, reason)
+
+
+def _beside(config: SearchConfig, outcomes: Sequence[Outcome], best: Outcome) -> tuple[int, ...]:
+    "The next best of a depth, if the next depth shall build on more than one."
+    if config.strategy not in ("beam", "pnas"):
+        return ()
+    longest = max(o.candidate.rung for o in outcomes)  # those that were dropped are none
+    others = [o for o in outcomes if o is not best and not o.failed and o.candidate.rung == longest]
+    found: list[int] = []
+    while others and len(found) < config.beam_width - 1:
+        next_best = best_outcome(others, config.compare)
+        assert next_best is not None
+        others.remove(next_best)
+        found.append(next_best.candidate.index)
+    return tuple(found)
 
 
 def is_shown(

@@ -7,7 +7,7 @@ __all__ = ['logger', 'Event', 'Observer', 'NOT_JSON', 'SearchStarted', 'StepStar
            'CandidateEnded', 'StepEnded', 'Turned', 'FinishStarted', 'FinishEnded', 'SearchEnded', 'event_to_json',
            'tell', 'forgivable']
 
-# %% ../nbs/21_events.ipynb #eee7f64e
+# %% ../nbs/21_events.ipynb #f8a8082a
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from .blocks import BlockSpec
 from .checkpoint import Checkpoint
 from .core import to_json
 from .history import Candidate, Finish, Outcome, SearchHistory, Step, Turn
@@ -27,7 +26,7 @@ from .snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/21_events.ipynb #cce8a911
+# %% ../nbs/21_events.ipynb #5e32192c
 @dataclass(frozen=True)
 class SearchStarted:
     "A search begins."
@@ -45,7 +44,8 @@ class StepStarted:
     "A depth begins."
 
     depth: int  # From 1
-    specs: tuple[BlockSpec, ...]  # What is tried
+    wave: tuple[Candidate, ...]  # What is tried, the control first
+    num_trainings: int  # How many trainings that will be
 
 
 @dataclass(frozen=True)

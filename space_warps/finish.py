@@ -14,7 +14,7 @@ from .history import Candidate, Finish, Outcome, best_outcome
 from .runner import Grown
 from .settings import SearchConfig
 
-# %% ../nbs/22b_finish.ipynb #29db834a
+# %% ../nbs/22b_finish.ipynb #843c4687
 def propose_finish(
     config: SearchConfig,  # What the search does
     grown: Outcome,  # How the grown network was trained
@@ -23,9 +23,10 @@ def propose_finish(
     "The trainings in full of a grown network."
     past = grown.candidate.inherited_epochs + grown.candidate.plan.epochs
     depth, blocks = grown.candidate.depth, grown.candidate.blocks
-    first_epoch = (config.max_layers + 1) * config.epochs_per_eval  # not seen by the search
+    first_epoch = (config.max_layers + 1) * config.step_epochs  # not seen by the search
     seeds = [derive_seed(config.seed, 0, place) for place in range(config.finish_seeds + 1)]
-    plans = [config.plan(config.finish_epochs, first_epoch, seed) for seed in seeds]
+    recipe = grown.candidate.recipe(config.vary)
+    plans = [config.plan(config.finish_epochs, first_epoch, s, recipe=recipe) for s in seeds]
     continued = Candidate(
         depth, 0, blocks, plans[0], True, config.jitter, past, "continued", branch
     )

@@ -6,10 +6,10 @@
 __all__ = ['Role', 'RESERVED', 'BRANCH_NAME', 'Candidate', 'Outcome', 'badness', 'best_outcome', 'Decision', 'Step', 'Turn',
            'Finish', 'LayerDict', 'SearchHistory', 'accuracy_interval']
 
-# %% ../nbs/20c_history.ipynb #eb5ff7ff
+# %% ../nbs/20c_history.ipynb #0ca42e5e
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict
 
@@ -22,7 +22,7 @@ from .paired import PairedTest
 from .plan import EpochRecord, TrainPlan
 from .settings import SearchConfig, changed
 
-# %% ../nbs/20c_history.ipynb #f0da35d6
+# %% ../nbs/20c_history.ipynb #b1101a1e
 Role = Literal["candidate", "control", "continued", "scratch"]
 
 
@@ -40,6 +40,10 @@ class Candidate:
     role: Role = "candidate"  # What it is trained for
     branch: str = "main"  # The branch of the search that it belongs to
     sibling: int | None = None  # Index of the one it starts from; None is the parent
+    parent: int = 0  # Place of its parent among those that the step builds on
+    morph: str = "deepen"  # What it does to its parent: deepen, widen, swap; fresh has none
+    rung: int = 0  # How often it was trained on in this step
+    predicted: float | None = None  # Log-loss that a predictor expected, in nats, if one was asked
 
     @property
     def name(self) -> str:
@@ -48,7 +52,15 @@ class Candidate:
         if self.is_final:
             return f"{where}finish/{self.role}_{self.index:02d}"
         which = "control" if self.role == "control" else f"candidate_{self.index:02d}"
-        return f"{where}step_{self.depth:02d}/{which}"
+        again = f"_rung_{self.rung}" if self.rung else ""
+        return f"{where}step_{self.depth:02d}/{which}{again}"
+
+    def recipe(
+        self,
+        varied: Iterable[str],  # Names of what the search varies
+    ) -> dict[str, Any]:  # As `SearchConfig.plan` takes it
+        "What was varied of how it is trained."
+        return {name: getattr(self.plan, name) for name in varied if name != "dropout"}
 
     @property
     def is_final(self) -> bool:
@@ -69,6 +81,7 @@ class Outcome:
     weights_sha256: str  # Of these weights; empty if failed
     failed: str | None = None  # Why there is no result, where there is none
     temperature: float = 1.0  # What the scores were divided by at the end
+    num_macs: int = 0  # Multiply-adds for one image in one orientation; 0 if failed
 
 # %% ../nbs/20c_history.ipynb #9eb47b2d
 def badness(
@@ -89,7 +102,7 @@ def best_outcome(
         done, key=lambda o: (badness(o, compare), o.num_params, o.candidate.index), default=None
     )
 
-# %% ../nbs/20c_history.ipynb #f3cc7be7
+# %% ../nbs/20c_history.ipynb #de8c036a
 @dataclass(frozen=True)
 class Decision:
     "What follows from the outcomes of a depth."
@@ -99,6 +112,7 @@ class Decision:
     reason: str  # In words
     by: str = "rule"  # Who decided
     note: str = ""  # What a person wants to be remembered
+    beside: tuple[int, ...] = ()  # Candidates that it builds on as well, the better first
 
 
 @dataclass(frozen=True)
@@ -110,11 +124,25 @@ class Step:
     control: Outcome  # The parent trained as long, with nothing added
     decision: Decision
     tests: tuple[PairedTest | None, ...] = ()  # Candidates against the control; None if failed
+    earlier: tuple[Outcome, ...] = ()  # Of lower rungs, as they were trained
 
     def test_of(self, outcome: Outcome) -> PairedTest | None:
         "What the validation rows say about an outcome against the control."
         place = self.outcomes.index(outcome)
         return self.tests[place] if place < len(self.tests) else None
+
+    @property
+    def trained(self) -> tuple[Outcome, ...]:
+        "Every training of the step, the control's as well."
+        return (*self.earlier, self.control, *self.outcomes)
+
+    @property
+    def beam(self) -> tuple[Outcome, ...]:
+        "The outcomes that the next depth builds on, the taken one first."
+        by_index = {outcome.candidate.index: outcome for outcome in self.outcomes}
+        if self.decision.index is None:
+            return ()
+        return tuple(by_index[i] for i in (self.decision.index, *self.decision.beside))
 
     @property
     def has_failed(self) -> bool:
@@ -124,8 +152,7 @@ class Step:
     @property
     def taken(self) -> Outcome | None:
         "The outcome that the next depth builds on, for good or on trial."
-        by_index = {outcome.candidate.index: outcome for outcome in self.outcomes}
-        return by_index[self.decision.index] if self.decision.index is not None else None
+        return self.beam[0] if self.beam else None
 
 # %% ../nbs/20c_history.ipynb #94ab0ad1
 RESERVED = r"(?!(main|finish|tensorboard|wandb)$|step_)"  # Other folders of a run
@@ -171,7 +198,7 @@ class Finish:
         "The one that was kept."
         return self.outcomes[self.index] if self.index is not None else None
 
-# %% ../nbs/20c_history.ipynb #3eb8280f
+# %% ../nbs/20c_history.ipynb #df7006ac
 class LayerDict(TypedDict):
     "One accepted block, as `progressive_architecture_search` reports it."
 
@@ -180,8 +207,8 @@ class LayerDict(TypedDict):
     k: int  # Number of output channels
     in_channels: int  # Channels that come into the block
     out_channels: int  # Channels that come out
-    val_acc: float  # Accuracy of the network up to here, in [0, 1]
-    num_params: int  # Trainable parameters of the network up to here
+    val_acc: float | None  # Accuracy of the network up to here, in [0, 1]; None if never trained
+    num_params: int | None  # Trainable parameters of the network up to here; likewise
 
 
 @dataclass(frozen=True)
@@ -201,9 +228,26 @@ class SearchHistory:
     @property
     def accepted(self) -> tuple[Outcome, ...]:
         "The outcomes that became part of the network, from the image upwards."
+        found: list[Outcome] = []
+        place = 0
+        for step in reversed(self.steps[: self.num_accepted]):
+            found.append(step.beam[place])
+            place = found[-1].candidate.parent
+            if found[-1].candidate.morph == "fresh":
+                break
+        return tuple(reversed(found))
+
+    @property
+    def num_accepted(self) -> int:
+        "Number of the last step whose candidate was accepted; 0 if there is none."
         ends = [n for n, step in enumerate(self.steps, 1) if step.decision.kind == "accept"]
-        steps = self.steps[: ends[-1]] if ends else ()
-        return tuple(outcome for step in steps if (outcome := step.taken) is not None)
+        return ends[-1] if ends else 0
+
+    @property
+    def tips(self) -> tuple[tuple[BlockSpec, ...], ...]:
+        "Blocks of each network that the next step builds on; those of the empty one at first."
+        beam = self.steps[-1].beam if self.steps else ()
+        return tuple(outcome.candidate.blocks for outcome in beam) or ((),)
 
     @property
     def final(self) -> Outcome | None:
@@ -255,23 +299,22 @@ class SearchHistory:
         )
 
     def layers(self) -> list[LayerDict]:
-        "One dict per accepted block."
-        found: list[LayerDict] = []
-        for outcome in self.accepted:
-            widths = [self.empty.encoded_shape[0], *(spec.k for spec in outcome.candidate.blocks)]
-            spec = outcome.candidate.blocks[-1]
-            found.append(
-                LayerDict(
-                    layer=outcome.candidate.depth,
-                    kind=spec.kind,
-                    k=spec.k,
-                    in_channels=widths[-2],
-                    out_channels=widths[-1],
-                    val_acc=outcome.val_acc,
-                    num_params=outcome.num_params,
-                )
+        "One dict per block of the grown network."
+        blocks = self.accepted[-1].candidate.blocks if self.accepted else ()
+        widths = [self.empty.encoded_shape[0], *(spec.k for spec in blocks)]
+        reached = {len(outcome.candidate.blocks): outcome for outcome in self.accepted}
+        return [
+            LayerDict(
+                layer=layer,
+                kind=spec.kind,
+                k=spec.k,
+                in_channels=widths[layer - 1],
+                out_channels=widths[layer],
+                val_acc=reached[layer].val_acc if layer in reached else None,
+                num_params=reached[layer].num_params if layer in reached else None,
             )
-        return found
+            for layer, spec in enumerate(blocks, 1)
+        ]
 
 # %% ../nbs/20c_history.ipynb #48e46800
 def _taken_instead(step: Step, turn: Turn) -> Step:

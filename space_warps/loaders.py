@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['split_groups', 'check_split', 'check_share', 'EpochSampler', 'set_epoch', 'create_train_val_dataloaders', 'hold_out',
-           'split_rows', 'iterate', 'ValidationRows', 'validation_rows']
+           'split_rows', 'iterate', 'augmented_by', 'first_rows', 'ValidationRows', 'validation_rows']
 
-# %% ../nbs/04_loaders.ipynb #a7226aa4
+# %% ../nbs/04_loaders.ipynb #d8c0e936
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from sklearn.model_selection import StratifiedShuffleSplit
 from torch.utils.data import DataLoader, Sampler
 
+from .augment import Augment
 from .core import InputError, derive_seed, generator_at
 from .dataset import Batch, Space_Galaxi, Transform
 from .objects import count_votes
@@ -212,6 +214,33 @@ def iterate(
         raise InputError("the loader is not one of create_train_val_dataloaders; make it with that")
     for places in loader.batch_sampler:
         yield dataset.batch(torch.tensor(places), device)
+
+# %% ../nbs/04_loaders.ipynb #a889580e
+def augmented_by(
+    loader: DataLoader[Batch],  # Training loader of `create_train_val_dataloaders`
+    factor: float,  # The strengths of its `Augment` are multiplied by it
+) -> DataLoader[Batch]:
+    "The same rows in the same order; raises `InputError` for a transform that has no strength."
+    rows: Any = loader.dataset
+    if factor == 1:
+        return loader
+    if not isinstance(rows.transform, Augment):
+        raise InputError("augmentation can be varied where the training transform is an Augment")
+    other = copy.copy(rows)
+    other.transform = rows.transform.times(factor)
+    return DataLoader(other, loader.batch_size, sampler=loader.sampler, drop_last=loader.drop_last)
+
+# %% ../nbs/04_loaders.ipynb #4db18765
+def first_rows(
+    loader: DataLoader[Batch],  # As `create_train_val_dataloaders` gives it
+    number: int,  # How many rows
+) -> DataLoader[Batch]:  # The same loader if there are no more
+    "Some of the rows, in their order."
+    rows: Any = loader.dataset
+    if len(rows) <= number:
+        return loader
+    few = rows.subset(np.arange(number), rows.transform)
+    return DataLoader(few, loader.batch_size, sampler=EpochSampler(number, 0))
 
 # %% ../nbs/04_loaders.ipynb #c5dfe07e
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from space_warps.record import (
 from .runner import Grown
 from .snapshot import Snapshot
 
-# %% ../nbs/31f_past.ipynb #7bffa211
+# %% ../nbs/31f_past.ipynb #abfc68a7
 class RunPast:
     "What an earlier session of a search left in a run folder."
 
@@ -41,6 +41,11 @@ class RunPast:
     def seconds(self) -> float:
         "How long the search took so far, since it began or was taken back."
         return self.record.seconds - self.record.turned_at
+
+    @property
+    def wave(self) -> tuple[Candidate, ...]:
+        "What is tried at the step that was begun and not decided; empty where there is none."
+        return self.record.wave
 
     def recorded(
         self,

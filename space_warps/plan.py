@@ -14,7 +14,7 @@ from torch import nn
 
 from .core import InputError
 
-# %% ../nbs/13a_plan.ipynb #d033b334
+# %% ../nbs/13a_plan.ipynb #3a7206a5
 SCHEDULES = ("one_cycle", "constant")
 SCOPES = ("all", "block")
 
@@ -31,6 +31,7 @@ class TrainPlan:
     first_epoch: int = 0  # Number of the first epoch; settles order and augmentation
     seed: int = 42  # Settles the dropout masks
     scope: str = "all"  # What is trained: all, or block: the topmost one, projector and head
+    augmentation: float = 1.0  # The strengths of the augmentation are multiplied by it; 0 is none
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -43,6 +44,8 @@ class TrainPlan:
             raise InputError(f"label_smoothing is a share in [0, 1); got {self.label_smoothing}")
         if self.schedule not in SCHEDULES:
             raise InputError(f"schedule is one of {', '.join(SCHEDULES)}; got {self.schedule!r}")
+        if not (math.isfinite(self.augmentation) and self.augmentation >= 0):
+            raise InputError(f"augmentation is a factor of at least 0; got {self.augmentation}")
         if self.scope not in SCOPES:
             raise InputError(f"scope is one of {', '.join(SCOPES)}; got {self.scope!r}")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Node', 'Answered', 'RunRecord', 'going_on', 'read_record', 'read_history', 'stored_snapshot', 'stored_scores']
 
-# %% ../nbs/31d_record.ipynb #5d9e50c5
+# %% ../nbs/31d_record.ipynb #1a72f708
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from .files import StoredWeights, read_tensors
 from .history import Candidate, Finish, Outcome, SearchHistory, Step, Turn
 from .journal import read_events
 from .model import Architecture
+from .pareto import pareto_front
 from .settings import SearchConfig
 from .snapshot import Snapshot
 
-# %% ../nbs/31d_record.ipynb #47a4af63
+# %% ../nbs/31d_record.ipynb #646a05d5
 @dataclass(frozen=True)
 class Node:
     "A decided depth, or the empty network."
@@ -50,6 +51,7 @@ class RunRecord:
     answers: dict[str, Answered] = field(default_factory=dict)  # By name of the candidate
     checkpoints: dict[str, tuple[str, str]] = field(default_factory=dict)  # Name -> file, sha256
     turns: list[tuple[Turn, int]] = field(default_factory=list)  # And the nodes they went to
+    wave: tuple[Candidate, ...] = ()  # What is tried at the step that was begun and not decided
     val_sha256: str = ""  # Of validation.csv
     empty_sha256: str = ""  # Of the first weights of the empty network
     environment: dict[str, Any] = field(default_factory=dict)  # Of the last session
@@ -92,6 +94,9 @@ class RunRecord:
 
     def _tell(self, history: SearchHistory, event: dict[str, Any]) -> None:
         kind = event["event"]
+        if kind in ("StepStarted", "StepEnded", "Turned"):
+            begun = event["wave"] if kind == "StepStarted" else ()
+            self.wave = tuple(from_json(candidate, Candidate) for candidate in begun)
         if kind == "StepEnded":
             steps = (*history.steps, from_json(event["step"], Step))
             self._add_node(replace(history, steps=steps), self.tip)
@@ -144,7 +149,7 @@ class RunRecord:
     ) -> bool:
         "Whether a decision was taken with this outcome in sight."
         steps = [node.history.steps[-1] for node in self.nodes if node.history.steps]
-        known = [each for step in steps for each in (*step.outcomes, step.control)]
+        known = [each for step in steps for each in step.trained]
         known += [each for finish in self.finishes() for each in finish.outcomes]
         return any(outcome == each for each in known)
 
@@ -156,10 +161,12 @@ class RunRecord:
     def kept(self) -> set[str]:
         "Names of candidates whose weights somebody may ask for."
         steps = [step for node in self.nodes for step in node.history.steps[-1:]]
-        decided = {o.candidate.name for step in steps for o in (*step.outcomes, step.control)}
+        decided = {o.candidate.name for step in steps for o in step.trained}
         decided |= {o.candidate.name for finish in self.finishes() for o in finish.outcomes}
-        taken = [step.taken for step in steps] + [finish.kept for finish in self.finishes()]
-        return set(self.answers) - decided | {o.candidate.name for o in taken if o is not None}
+        taken = [outcome for step in steps for outcome in step.beam]
+        taken += [finish.kept for finish in self.finishes() if finish.kept is not None]
+        taken += pareto_front([outcome for step in steps for outcome in step.outcomes])
+        return set(self.answers) - decided | {outcome.candidate.name for outcome in taken}
 
 # %% ../nbs/31d_record.ipynb #e6bb374e
 def going_on(

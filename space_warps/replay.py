@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Pair', 'replay', 'compare_outcomes']
 
-# %% ../nbs/23d_replay.ipynb #c96715f8
+# %% ../nbs/23d_replay.ipynb #0e0ee9df
 from collections.abc import Sequence
 from dataclasses import replace
 
 from .core import InputError
-from .depth import Train
 from .events import Observer
+from .halving import Train
 from .history import Candidate, Outcome, SearchHistory
-from .path import Past, Path, complete
+from .path import Past, Path, came_from, complete
 from .runner import Grown, Runner
 
-# %% ../nbs/23d_replay.ipynb #1277611a
+# %% ../nbs/23d_replay.ipynb #08797a1a
 Pair = tuple[Outcome, Outcome]  # As recorded, and as it came out now
 
 
@@ -29,8 +29,9 @@ def replay(
 ) -> tuple[Pair, ...]:  # The control first, then the candidates
     "Train a step again; raises `InputError` where the run has none."
 
-    def train_wave(wave: Sequence[Candidate], start: Grown) -> list[Grown]:
-        return list(runner.run(wave, start.snapshot, emit, lambda: False, lambda candidate: None))
+    def train_wave(wave: Sequence[Candidate], start: Grown | Sequence[Grown]) -> list[Grown]:
+        starts = start.snapshot if isinstance(start, Grown) else [each.snapshot for each in start]
+        return list(runner.run(wave, starts, emit, lambda: False, lambda candidate: None))
 
     if depth is None:
         return _replay_finish(history, runner, past, train_wave)
@@ -38,13 +39,15 @@ def replay(
         raise InputError(f"no step {depth}; the run has {len(history.steps)}")
     step = history.steps[depth - 1]
     below = replace(history, steps=history.steps[: depth - 1], finish=None)
-    parent = complete(Path(below, (Grown(runner.empty),)), past, train_wave).tip
-    (control,) = train_wave([step.control.candidate], parent)
-    again: dict[int, Grown] = {}
-    for candidate in (outcome.candidate for outcome in step.outcomes):
-        start = parent if candidate.sibling is None else again[candidate.sibling]
-        (again[candidate.index],) = train_wave([candidate], start)
-    return _pairs((step.control, *step.outcomes), (control, *again.values()))
+    parents = complete(Path(below, ((Grown(runner.empty),),)), past, train_wave).tips
+    again: dict[str, Grown] = {}
+    for outcome in step.trained:
+        source = came_from(step, outcome)
+        start = (
+            parents[outcome.candidate.parent] if source is None else again[source.candidate.name]
+        )
+        (again[outcome.candidate.name],) = train_wave([outcome.candidate], start)
+    return _pairs(step.trained, list(again.values()))
 
 
 def _replay_finish(
@@ -52,7 +55,8 @@ def _replay_finish(
 ) -> tuple[Pair, ...]:
     if history.finish is None:
         raise InputError("the run has no training in full; give a step")
-    path = complete(Path(replace(history, finish=None), (Grown(runner.empty),)), past, train_wave)
+    unfinished = replace(history, finish=None)
+    path = complete(Path(unfinished, ((Grown(runner.empty),),)), past, train_wave)
     outcomes = history.finish.outcomes
     return _pairs(outcomes, train_wave([o.candidate for o in outcomes], path.accepted))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Steer', 'grow', 'train_in_full', 'search', 'progressive_architecture_search']
 
-# %% ../nbs/23c_search.ipynb #b34b3456
+# %% ../nbs/23c_search.ipynb #8a951833
 import functools
 import hashlib
 import time
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from .blocks import block_output_shape
+from .budget import in_epochs, propose_within
 from .core import InputError, choose_device
 from .dataset import Batch
-from .depth import Train, propose, try_depth
+from .depth import propose, try_depth
 from space_warps.events import (
     Observer,
     SearchEnded,
@@ -30,16 +30,17 @@ from space_warps.events import (
     tell,
 )
 from .finish import finish, propose_finish
+from .halving import Train, num_trainings
 from .history import Decision, LayerDict, SearchHistory, Step, Turn
 from .loaders import ValidationRows
 from .model import ProgressiveModel
 from .path import Past, Path, complete, reason_to_stop, train_or_recall, turn_back
 from .runner import Grown, LocalRunner, Runner
-from .settings import SearchConfig
+from .settings import SearchConfig, read_budget
 from .snapshot import weights_to_bytes
 from .train import Stopped
 
-# %% ../nbs/23c_search.ipynb #0af68a87
+# %% ../nbs/23c_search.ipynb #6dcd420d
 Steer = Callable[[Step], Decision | Turn]
 
 
@@ -49,17 +50,17 @@ def grow(
     rows: ValidationRows,  # What networks are measured on
     emit: Observer,  # Told of what happens
     steer: Steer | None = None,  # A person who decides; None leaves it to the rule
+    past: Past | None = None,  # Knows what was proposed, if the step was begun already
 ) -> Path:  # To be completed after a turn
     "Try one more depth; raises `Stopped` when asked to stop."
-    config, depth = path.history.config, len(path.history.steps) + 1
-    emit(StepStarted(depth, config.specs_at(depth)))
-    wave = propose(config, depth, path.tip, path.history.branch)
-    step, done = try_depth(config, wave, path.tip, path.accepted, train_wave, rows)
+    config = path.history.config
+    wave = (past.wave if past else ()) or propose(path.history, path.tips)
+    emit(StepStarted(len(path.history.steps) + 1, wave, num_trainings(config, len(wave) - 1)))
+    step, done = try_depth(path.history, wave, path.tips, path.accepted, train_wave, rows)
     said = steer(step) if steer is not None else step.decision
     if isinstance(said, Decision) and said is not step.decision:
         step = _decided(step, said)
-    taken = [grown for grown in done if step.taken is not None and grown.outcome == step.taken]
-    path = path.after(step, taken[0] if taken else None)
+    path = path.after(step, [g for wanted in step.beam for g in done if g.outcome == wanted])
     turned = turn_back(path, said) if isinstance(said, Turn) else path  # refused before it is told
     emit(StepEnded(step))
     if isinstance(said, Turn):
@@ -93,7 +94,7 @@ def train_in_full(
     wave = propose_finish(config, grown.outcome, path.history.branch)
     return path.finished_by(*finish(config, wave, lambda wave: train_wave(wave, grown), emit))
 
-# %% ../nbs/23c_search.ipynb #8adde23e
+# %% ../nbs/23c_search.ipynb #4b81a808
 def search(
     config: SearchConfig,  # What to do; that of the past goes on where there is one
     runner: Runner,  # Who trains
@@ -120,7 +121,7 @@ def search(
             if should_stop():
                 raise Stopped
             branch = path.history.branch
-            path = grow(path, train_wave, rows, emit, steer)
+            path = grow(path, train_wave, rows, emit, steer, resume)
             began = began if path.history.branch == branch else time.monotonic()
             path = complete(path, resume, train_wave)
         path = path.ended(path.history.failure or reason)
@@ -138,6 +139,10 @@ def search(
 def _begin(config: SearchConfig, runner: Runner, past: Past | None) -> Path:
     "Where the search begins; raises `InputError` for a past on other rows."
     empty = runner.empty
+    is_new = past is None or past.history is None
+    if is_new and config.budget is not None and read_budget(config.budget)[1]:
+        typical = (config.specs_at(1)[-1], config.specs_at(2)[-1])
+        config = in_epochs(config, runner.seconds_per_epoch(typical))
     now = SearchHistory(config, empty.architecture, runner.num_train, runner.num_val)
     history = past.history if past is not None and past.history is not None else now
     scaling = history.empty.scaling
@@ -148,9 +153,8 @@ def _begin(config: SearchConfig, runner: Runner, past: Past | None) -> Path:
             f"{history.empty.image_shape}, and these are {now.num_train}, {now.num_val} of "
             f"{now.empty.image_shape}, or of other classes or features; give it its own data"
         )
-    for spec in history.config.specs_at(1):
-        block_output_shape(spec, history.empty.encoded_shape)
-    return Path(history, (Grown(replace(empty, architecture=history.empty)),))
+    propose_within(replace(history, steps=(), finish=None))
+    return Path(history, ((Grown(replace(empty, architecture=history.empty)),),))
 
 
 def _where_stopped(path: Path) -> str:

@@ -40,7 +40,7 @@ def add_jitter(
     noise = torch.randn(weights.shape, generator=generator, dtype=weights.dtype)
     return weights + jitter * weights.std() * noise
 
-# %% ../nbs/12_warmstart.ipynb #9a32c068
+# %% ../nbs/12_warmstart.ipynb #4c8849b5
 def warm_start(
     fresh: Weights,  # First weights of the new network
     architecture: Architecture,  # What the new network is
@@ -57,8 +57,8 @@ def warm_start(
     started = {}
     for place, (name, own) in enumerate(fresh.items()):
         given = source.get(name)
-        if given is None or given.ndim != own.ndim:
-            started[name] = own.clone()
+        if given is None or given.ndim != own.ndim or given.shape[2:] != own.shape[2:]:
+            started[name] = own.clone()  # another family, or another kernel
         elif name == "head.weight":
             started[name] = _start_head(own, given, architecture, is_sibling)
         else:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FATAL', 'WorkerRunner']
 
-# %% ../nbs/22a_workers.ipynb #5d350583
+# %% ../nbs/22a_workers.ipynb #4a959fa0
 import contextlib
 import pickle
 import signal
@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
+from .blocks import BlockSpec
 from .checkpoint import Checkpoint
 from .core import InputError
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Event, Observer
 from .history import Candidate, Outcome
 from .plan import EpochRecord
-from .runner import FindCheckpoint, Grown, LocalRunner, answer
+from .runner import FindCheckpoint, Grown, LocalRunner, Start, answer, starts_of
 from .snapshot import Snapshot
 from .train import Stopped
 
@@ -97,7 +98,7 @@ def _answered(
         error.add_note(traceback.format_exc())  # the place is lost on the way
         return error
 
-# %% ../nbs/22a_workers.ipynb #a3847327
+# %% ../nbs/22a_workers.ipynb #59a6a4cf
 FATAL = {-9, -11, -6}  # Exit codes after SIGKILL, SIGSEGV, SIGABRT: for want of memory, mostly
 
 
@@ -133,14 +134,15 @@ class WorkerRunner:
     def run(
         self,
         wave: Sequence[Candidate],  # Trained in any order
-        start: Snapshot,  # The network they start from
+        start: Start,  # The network they start from, or one for each
         emit: Observer,  # Told of each candidate and epoch
         should_stop: Callable[[], bool] = lambda: False,  # Asked ten times a second
         find_checkpoint: FindCheckpoint = lambda candidate: None,  # Where one goes on
     ) -> Iterator[Grown]:
         "Train every candidate; raises `Stopped` when asked to stop."
-        ordered = sorted(wave, key=lambda candidate: [spec.k for spec in candidate.blocks])
-        waiting = [_Task(candidate, start, find_checkpoint(candidate)) for candidate in ordered]
+        starts = zip(wave, starts_of(wave, start), strict=True)
+        ordered = sorted(starts, key=lambda pair: [spec.k for spec in pair[0].blocks])
+        waiting = [_Task(each, network, find_checkpoint(each)) for each, network in ordered]
         again: list[_Task] = []
         is_done = False
         try:
@@ -252,6 +254,13 @@ class WorkerRunner:
         outcome = Outcome(task.candidate, 0.0, 0.0, 0, 0, tuple(worker.epochs), "", reason)
         emit(CandidateEnded(outcome))
         return Grown(task.start, outcome)
+
+    def seconds_per_epoch(
+        self,
+        blocks: tuple[BlockSpec, ...],  # Of the network
+    ) -> float:
+        "How long an epoch of a network takes here, by the clock; several are trained at once."
+        return self.runner.seconds_per_epoch(blocks) / self.num_workers
 
     def close(self) -> None:
         "End the workers; a new wave would start others."

@@ -1,0 +1,206 @@
+"""Which strategy finds the better network at the same cost?
+
+Every strategy gets the same budget in epochs, its training in full included, and the same space of
+blocks; what a candidate inherits was paid for when its parent was trained. Test objects are never
+seen by a search: one of five folds of whole objects, with a seed of its own. Beside them stand two
+fixed networks: a ladder of four blocks, trained once for the whole budget, and torchvision's
+ResNet-18 from scratch. `--quick` is one fold, a part of the rows and a small budget.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_epoch import Loaders
+from grown import split_catalogue
+from side_by_side import commit, machine
+from torch.utils.data import DataLoader
+
+from space_warps.augment import Augment
+from space_warps.blocks import BlockSpec
+from space_warps.budget import epochs_spent
+from space_warps.compare import compare_networks
+from space_warps.dataset import Space_Galaxi
+from space_warps.history import Candidate
+from space_warps.loaders import create_train_val_dataloaders
+from space_warps.metrics import Answers
+from space_warps.metrics import measure as figures_of
+from space_warps.predictor import rank_correlation
+from space_warps.runner import LocalRunner
+from space_warps.search import search
+from space_warps.settings import SearchConfig
+from space_warps.simulate import simulate
+from space_warps.train import evaluate
+
+SPACE = {
+    "families": ("conv", "residual", "separable", "inception"),
+    "num_candidates": 9,
+}
+STRATEGIES = ("greedy", "random", "beam", "pnas")
+WAYS: dict[str, dict[str, Any]] = {
+    "": {},
+    "halving": {"rungs": (1, 3, 9)},
+    "from scratch": {"copy_weights": False},
+    "halving, from scratch": {"rungs": (1, 3, 9), "copy_weights": False},
+}
+LADDER = (BlockSpec(8, kernel_size=5, pool=3), BlockSpec(16), BlockSpec(32), BlockSpec(64))
+
+
+def variants(strategies: list[str], ways: list[str]) -> dict[str, dict[str, Any]]:
+    """Name -> settings that differ."""
+    return {
+        f"{strategy}{', ' if way else ''}{way}": {**SPACE, "strategy": strategy, **WAYS[way]}
+        for strategy in strategies
+        for way in ways
+    }
+
+
+def measured(model: Any, unseen: Space_Galaxi) -> dict[str, float]:
+    """Figures of a network on objects it has never seen."""
+    said = evaluate(model, DataLoader(unseen, 256))
+    answers = Answers(
+        said.scores.numpy(), said.labels.numpy(), unseen.catalogue.groups, unseen.classes
+    )
+    found = figures_of(answers)
+    return {"test_acc": found["accuracy"], "test_loss": said.loss}
+
+
+def run_search(config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi) -> dict[str, Any]:
+    """One search, and how good its network is."""
+    began = time.monotonic()
+    model, history = search(config, LocalRunner(*loaders, seed=config.seed))
+    seconds = time.monotonic() - began
+    told = [rank_correlation(step) for step in history.steps]
+    return {
+        **measured(model, unseen),
+        "params": model.num_params,
+        "macs": history.final.num_macs if history.final else 0,
+        "blocks": [f"{spec.kind} {spec.k}" for spec in model.architecture.blocks],
+        "image_epochs": history.num_train * epochs_spent(history),
+        "seconds": round(seconds, 1),
+        "steps": [step.decision.kind for step in history.steps],
+        "rank_correlations": [None if each is None else round(each, 2) for each in told],
+        "stopped": history.stopped,
+    }
+
+
+def run_ladder(config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi) -> dict[str, Any]:
+    """The fixed ladder, trained once for the whole budget."""
+    began, epochs = time.monotonic(), int(str(config.budget).removesuffix("epochs"))
+    runner = LocalRunner(*loaders, seed=config.seed)
+    plan = config.plan(epochs, 0, config.seed)
+    ladder = Candidate(len(LADDER), 0, LADDER, plan, False, 0.0, role="scratch")
+    (grown,) = runner.run([ladder], runner.empty, lambda event: None)
+    assert grown.outcome is not None
+    return {
+        **measured(grown.snapshot.model().eval(), unseen),
+        "params": grown.outcome.num_params,
+        "macs": grown.outcome.num_macs,
+        "blocks": [f"{spec.kind} {spec.k}" for spec in LADDER],
+        "image_epochs": runner.num_train * epochs,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def run_resnet(
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, epochs: int
+) -> dict[str, Any]:
+    """ResNet-18 from scratch; an epoch of it costs many times as much."""
+    began, runner = time.monotonic(), LocalRunner(*loaders, seed=config.seed)
+    architecture = replace(runner.empty.architecture, blocks=LADDER)
+    plan = config.plan(1, 0, config.seed)
+    *_, last = compare_networks(architecture, loaders, unseen, plan, resnet_epochs=epochs)
+    return {
+        "test_acc": last.accuracy,
+        "test_loss": last.log_loss,
+        "params": last.num_params,
+        "image_epochs": runner.num_train * epochs,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def of_fold(folder: Path, fold: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every variant on one fold."""
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        others, tested = split_catalogue(folder, asked.features, fold, Path(place))
+        shared = {"features": asked.features, "seed": fold, "fraction": asked.fraction}
+        loaders = create_train_val_dataloaders(others, folder / "images", Augment(), **shared)
+        data: Any = loaders[0].dataset
+        unseen = Space_Galaxi(
+            tested, folder / "images", features=asked.features, classes=data.classes
+        )
+        common = {"seed": fold, "budget": asked.budget, "finish_epochs": asked.finish_epochs}
+        plain = SearchConfig(**common)
+        for name, changes in variants(asked.strategies, asked.ways).items():
+            row = run_search(replace(plain, **changes), loaders, unseen)
+            rows.append({"name": name, "fold": fold, **row})
+            print(json.dumps(rows[-1]), flush=True)
+        rows.append(
+            {"name": "ladder 8, 16, 32, 64", "fold": fold, **run_ladder(plain, loaders, unseen)}
+        )
+        print(json.dumps(rows[-1]), flush=True)
+        if asked.resnet_epochs:
+            found = run_resnet(plain, loaders, unseen, asked.resnet_epochs)
+            rows.append({"name": "ResNet-18", "fold": fold, **found})
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table: means over folds, with the standard error of the accuracy."""
+    print(f"{'':30} accuracy           log-loss  parameters  image-epochs  seconds")
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        mean = {key: np.mean([row[key] for row in own]) for key in ("test_acc", "test_loss")}
+        error = np.std([row["test_acc"] for row in own], ddof=1) if len(own) > 1 else np.nan
+        sizes = [
+            f"{np.mean([row[key] for row in own]):12,.0f}" for key in ("params", "image_epochs")
+        ]
+        print(
+            f"{name:30} {mean['test_acc']:.3f} +- {error / len(own) ** 0.5:.3f}     "
+            f"{mean['test_loss']:.3f}{sizes[0]}  {sizes[1]}  {np.mean([r['seconds'] for r in own]):7.0f}"
+        )
+
+
+def main() -> None:
+    """Read the arguments, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("catalogue", type=Path, nargs="?", help="folder with annotations.csv")
+    parser.add_argument("--simulate", type=int, default=0, help="rows of a simulated sky instead")
+    parser.add_argument("--features", nargs="*", default=[], help="columns, none by default")
+    parser.add_argument("--folds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES))
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--budget", default="600epochs", help="for each search, in epochs")
+    parser.add_argument("--finish-epochs", type=int, default=80)
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the objects to use")
+    parser.add_argument("--resnet-epochs", type=int, default=20, help="0 leaves it out")
+    parser.add_argument("--quick", action="store_true", help="one fold, few rows, few epochs")
+    parser.add_argument("--json", type=Path, help="file to keep the figures in")
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.folds, asked.fraction, asked.ways = asked.folds[:1], 0.4, ["", "halving"]
+        asked.budget, asked.finish_epochs, asked.resnet_epochs = "150epochs", 15, 2
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = asked.catalogue
+        if asked.simulate or folder is None:
+            folder = Path(place) / "sky"
+            simulate(folder, num_rows=asked.simulate or 4000, num_test_rows=0)
+        for fold in asked.folds:
+            rows += of_fold(folder, fold, asked)
+            if asked.json:
+                about = {"machine": machine(), "commit": commit(), "budget": asked.budget}
+                asked.json.parent.mkdir(parents=True, exist_ok=True)
+                asked.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()

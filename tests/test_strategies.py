@@ -1,0 +1,111 @@
+"""Strategies, early dropping, limits and budgets through the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tiny, grow
+
+from space_warps.budget import epochs_spent
+from space_warps.cli import main
+from space_warps.events import CandidateEnded, Event
+from space_warps.record import read_history
+from space_warps.runs import RunFolder
+
+WIDE = [
+    "data.features=[]",
+    "search.max_layers=2",
+    "search.k_candidates=[4,8]",
+    "search.families=[conv,separable]",
+    "search.first_kernel=3",
+    "search.first_pool=2",
+    "search.epochs_per_eval=1",
+    "search.finish_epochs=1",
+    "search.beam_width=2",
+    "search.num_candidates=3",
+    "augment.noise=0.3",
+]
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "random", "beam", "pnas"])
+def test_every_strategy_grows_a_network(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
+    words = [*WIDE, f"search.strategy={strategy}", "search.rungs=[1,2]"]
+    first = grow(tiny, tmp_path / "first", *words)
+    again = grow(tiny, tmp_path / "again", *words)
+    assert again["history_sha256"] == first["history_sha256"]
+    assert again["model_sha256"] == first["model_sha256"]
+    assert first["strategy"] == strategy
+    tried = [candidate for step in first["steps"] for candidate in step["candidates"]]
+    assert any(candidate["dropped"] for candidate in tried)
+    assert (tmp_path / "first" / "pareto.png").is_file()
+    for point in first["pareto"]:
+        assert (tmp_path / "first" / f"{point['name']}.safetensors").is_file()
+
+
+class Killed(Exception):
+    """The session ends here."""
+
+
+def test_a_beam_that_was_cut_off_goes_on(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*WIDE, "search.strategy=pnas", "search.rungs=[1,2]"]
+    whole = grow(tiny, tmp_path / "whole", *words)
+    told, plain = [], RunFolder.__call__
+
+    def dies(self: RunFolder, event: Event) -> None:
+        plain(self, event)
+        told.append(isinstance(event, CandidateEnded))
+        if sum(told) == 8:
+            raise Killed
+
+    monkeypatch.setattr(RunFolder, "__call__", dies)
+    run = tmp_path / "cut"
+    with pytest.raises(Killed):
+        main(["search", *tiny.words(), f"run.dir={run}", *words])
+    monkeypatch.undo()
+    assert main(["search", f"run.dir={run}", "run.resume=true"]) == 0
+    summary = json.loads((run / "progressive_summary.json").read_text())
+    assert summary["model_sha256"] == whole["model_sha256"]
+    assert summary["history_sha256"] == whole["history_sha256"]
+    assert main(["replay", f"run.dir={run}", "step=2"]) == 0
+
+
+def test_a_budget_is_kept(tiny: Tiny, tmp_path: Path) -> None:
+    grow(tiny, tmp_path / "run", *WIDE, "search.max_layers=5", "search.budget=9epochs")
+    history = read_history(tmp_path / "run")
+    assert epochs_spent(history) <= 9
+    assert "the budget of 9 epochs has no room" in history.stopped
+    grow(tiny, tmp_path / "timed", *WIDE, "search.budget=60s")
+    assert str(read_history(tmp_path / "timed").config.budget).endswith("epochs")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["search.strategy=best"], "registered: beam, greedy, pnas, random"),
+        (["search.families=[konv]"], "registered: conv, inception, inverted_residual, residual"),
+        (["search.max_params=10"], "no candidate is within max_params=10"),
+        (["search.budget=2epochs"], "one candidate and the control take 2"),
+        (["search.kernel_sizes=[4]"], "kernel_size is odd"),
+        (["search.first_kernel=31"], "has a kernel of 31x31"),
+        (["search.vary={seed:[1]}"], "vary names a list of values for one of lr"),
+        (["search.rungs=[6,2]"], "rungs are numbers of epochs that ascend"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    asked = [*WIDE, *words]
+    assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", *asked]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_recipe_and_architecture_are_searched_together(tiny: Tiny, tmp_path: Path) -> None:
+    words = ["search.vary={lr:[0.001,0.01],augmentation:[0,1]}", "search.num_candidates=0"]
+    grow(tiny, tmp_path / "run", *WIDE, *words)
+    first = read_history(tmp_path / "run").steps[0]
+    recipes: Any = {(o.candidate.plan.lr, o.candidate.plan.augmentation) for o in first.outcomes}
+    assert len(recipes) == 4
+    assert len(first.outcomes) == 16
