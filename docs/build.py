@@ -1,0 +1,42 @@
+"""Build the documentation site into _docs/html: every page executed, any warning an error."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import execute
+import pages
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "_docs" / "html"
+
+
+def execute_all() -> None:
+    """Run the notebooks whose executed copy is not current."""
+    names = [name for name in execute.notebook_names() if not execute.is_current(name)]
+    for number, name in enumerate(names, 1):
+        print(f"executing {number} of {len(names)}: {name}", flush=True)
+        done = execute.run_apart("--copy", name)
+        if done.returncode:
+            raise SystemExit(done.stdout + done.stderr)
+
+
+def build() -> None:
+    """Write the sources and let Sphinx make pages of them."""
+    sources = ROOT / "_docs" / "pages"
+    pages.write_pages(sources)
+    words = ["-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "-c", ROOT / "docs"]
+    folders = ["-d", ROOT / "_docs" / "doctrees", sources, SITE]
+    if subprocess.run([sys.executable, *words, *folders]).returncode:
+        raise SystemExit("the site has warnings; see above")
+
+
+def main() -> None:
+    """All of it."""
+    execute_all()
+    build()
+    print(f"the site is in {SITE.relative_to(ROOT)}; open {SITE.relative_to(ROOT)}/index.html")
+
+
+if __name__ == "__main__":
+    main()
