@@ -26,7 +26,10 @@ extensions = ["myst_nb", "sphinx.ext.linkcode", "sphinx_copybutton", "formulas"]
 nitpicky = True
 # Types of other packages are named and not linked: the site refers to no other.
 nitpick_ignore_regex = [
-    ("py:.*", r"(np|npt|numpy|torch|nn|pd|pandas|matplotlib|PIL|collections|contextlib|Image|ImageFile|plt|fits|hydra|omegaconf)\..*"),
+    (
+        "py:.*",
+        r"(np|npt|numpy|torch|nn|pd|pandas|matplotlib|PIL|collections|contextlib|Image|ImageFile|plt|fits|hydra|omegaconf)\..*",
+    ),
     ("py:.*", r"(?!space_warps)[A-Za-z_]\w*"),
 ]
 python_use_unqualified_type_names = True
@@ -43,6 +46,7 @@ html_theme = "furo"
 html_title = f"{project} {release}"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
+html_favicon = "_static/icon.svg"
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
@@ -69,9 +73,14 @@ def describe_page(
     """Give each page a description: its first paragraph."""
     said = facts["description"]
     if doctree is not None:
-        said = next((p.astext() for p in doctree.findall(nodes.paragraph) if p.astext()), said)
+        prose = (
+            p for p in doctree.findall(nodes.paragraph) if not isinstance(p.parent, nodes.entry)
+        )
+        said = next((p.astext() for p in prose if len(p.astext()) > 20), said)
     said = " ".join(said.split()).replace("&", "&amp;").replace('"', "&quot;")
-    context["metatags"] = context.get("metatags", "") + f'<meta name="description" content="{said[:200]}">'
+    context["metatags"] = (
+        context.get("metatags", "") + f'<meta name="description" content="{said[:200]}">'
+    )
 
 
 def setup(app: Sphinx) -> None:

@@ -168,7 +168,10 @@ def exported(site: Site, notebook: str, source: str) -> list[dict[str, Any]]:
     public = module.top_level()
     names = [name for node in nodes for name in reference.defined_by(node) if name in public]
     told = [reference.describe(module, name, lambda text: linked(site, text)) for name in names]
-    return [*map(markdown, told), folded("Source" if names else "Source of what is used above", source)]
+    return [
+        *map(markdown, told),
+        folded("Source" if names else "Source of what is used above", source),
+    ]
 
 
 def prose(site: Site, notebook: str, text: str) -> str:
