@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Architecture', 'check_features', 'ProgressiveModel']
 
-# %% ../nbs/11_model.ipynb #b8b3ca17
+# %% ../nbs/11_model.ipynb #e5eec79d
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+import space_warps.families  # noqa: F401  the families are registered when it is imported
 from .augment import orientations
 from .blocks import BlockSpec, MapShape, block_output_shape, build_block
 from .core import InputError
@@ -79,7 +80,7 @@ def check_features(
             f"got {features.shape[1]} per row"
         )
 
-# %% ../nbs/11_model.ipynb #50598ac2
+# %% ../nbs/11_model.ipynb #bcc2091a
 class ProgressiveModel(nn.Module):
     "A stack of blocks with a feature projector and a head, which grows in place."
 
@@ -138,16 +139,19 @@ class ProgressiveModel(nn.Module):
         for block in self.blocks[self.num_frozen :]:
             maps = block(maps)
         with torch.autocast(maps.device.type, enabled=False):
-            pooled = self.pool(maps.float())
-            projected = self._project(features, len(images))
-            scores: Tensor = self.head(torch.cat([pooled, projected], dim=1))
-        return scores
+            return self.score_maps(maps.float(), features)
 
-    def _project(self, features: Tensor | None, num_rows: int) -> Tensor:
-        given = features if features is not None else self.head.weight.new_empty(num_rows, 0)
+    def score_maps(
+        self,
+        maps: Tensor,  # float32 [batch, k, height, width], of the last block
+        features: Tensor | None = None,  # float32 [batch, features], raw; NaN where missing
+    ) -> Tensor:  # float32 [batch, classes], scores before the softmax
+        "What stands above the blocks: means of the maps, features, head."
+        given = features if features is not None else maps.new_empty(len(maps), 0)
         check_features(given, self.architecture)
-        projected: Tensor = self.projector(given)  # without features, nothing in and nothing out
-        return projected
+        projected = self.projector(given)  # without features, nothing in and nothing out
+        scores: Tensor = self.head(torch.cat([self.pool(maps), projected], dim=1))
+        return scores
 
     def freeze(
         self,
