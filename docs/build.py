@@ -14,11 +14,12 @@ SITE = ROOT / "_docs" / "html"
 def execute_all() -> None:
     """Run the notebooks whose executed copy is not current."""
     names = [name for name in execute.notebook_names() if not execute.is_current(name)]
-    for number, name in enumerate(names, 1):
-        print(f"executing {number} of {len(names)}: {name}", flush=True)
-        done = execute.run_apart("--copy", name)
-        if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
+    with execute.copies_of(names) as copies:
+        for number, (name, copy) in enumerate(copies.items(), 1):
+            done = copy.result()
+            if done.returncode:
+                raise SystemExit(done.stdout + done.stderr)
+            print(f"executed {number} of {len(names)}: {name}", flush=True)
 
 
 def build() -> None:

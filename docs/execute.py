@@ -12,6 +12,9 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -125,15 +128,29 @@ def execute_copy(name: str) -> None:
     part.replace(copy_of(name))
 
 
-def run_apart(*words: str) -> "subprocess.CompletedProcess[str]":
-    """This script in a process of its own."""
+Done = subprocess.CompletedProcess[str]
+
+
+def run_apart(*words: str) -> Done:
+    """This script in a process of its own, with one thread, so that outputs are the same."""
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     return subprocess.run(
         [sys.executable, __file__, *words],
-        env={**os.environ, "MPLBACKEND": "agg"},
+        env={**os.environ, **threads, "MPLBACKEND": "agg"},
         capture_output=True,
         text=True,
         timeout=600,
     )
+
+
+@contextmanager
+def copies_of(names: Sequence[str]) -> Iterator[dict[str, "Future[Done]"]]:
+    """Execute copies of notebooks, up to four side by side."""
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    try:
+        yield {name: pool.submit(run_apart, "--copy", name) for name in names}
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def main(words: list[str]) -> None:

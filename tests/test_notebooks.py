@@ -3,16 +3,30 @@
 What it printed and drew stays in _docs/executed, where the documentation site takes it from.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import Future
+
 import execute
 import pytest
+
+Copies = dict[str, "Future[execute.Done]"]
+
+
+@pytest.fixture(scope="module")
+def copies(request: pytest.FixtureRequest) -> Iterator[Copies]:
+    """The notebooks that are asked for, some of them side by side."""
+    chosen = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
+    names = [each.params["notebook"] for each in chosen if "notebook" in each.params]
+    with execute.copies_of(names) as copies:
+        yield copies
 
 
 def test_the_notebooks_are_there() -> None:
     assert len(execute.notebook_names()) > 20
 
 
-@pytest.mark.parametrize("name", execute.notebook_names())
-def test_notebook(name: str) -> None:
-    done = execute.run_apart("--copy", name)
+@pytest.mark.parametrize("notebook", execute.notebook_names())
+def test_notebook(notebook: str, copies: Copies) -> None:
+    done = copies[notebook].result()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    assert execute.is_current(name)
+    assert execute.is_current(notebook)
