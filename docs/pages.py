@@ -153,8 +153,11 @@ def shown_output(output: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_test(source: str) -> bool:
-    """Whether a cell ends in a test."""
-    tree = ast.parse(source).body
+    """Whether a cell ends in a test; one with a magic command does not count."""
+    try:
+        tree = ast.parse(source).body
+    except SyntaxError:
+        return False
     calls = [node for node in ast.walk(ast.Module(tree[-1:], [])) if isinstance(node, ast.Call)]
     return any(ast.unparse(call.func).startswith("test_") for call in calls)
 
@@ -220,11 +223,11 @@ def contents(site: Site) -> list[dict[str, Any]]:
     return [markdown(text) for text in told]
 
 
-def toctree(caption: str, pages: list[str], *, hidden: bool = True) -> str:
+def toctree(caption: str, pages: list[str]) -> str:
     """A part of the side bar."""
-    options = ":hidden:\n" if hidden else ""
-    options += f":caption: {caption}\n" if caption else ""
-    return f"```{{toctree}}\n{options}\n" + "\n".join(f"/{page}" for page in pages) + "\n```"
+    title = f":caption: {caption}\n" if caption else ""
+    listed = "\n".join(f"/{page}" for page in pages)
+    return f"```{{toctree}}\n:hidden:\n{title}\n{listed}\n```"
 
 
 def api_pages(site: Site) -> dict[str, str]:
@@ -272,10 +275,9 @@ def offered(site: Site) -> str:
     for node in stub.body:
         for alias in node.names if isinstance(node, ast.ImportFrom) else []:
             module = site.modules[str(node.module)]
-            defined = module.top_level()[alias.name]
-            said = ast.get_docstring(defined) if hasattr(defined, "body") else ""  # type: ignore
+            said = reference.docstring(module.top_level()[alias.name])
             full = f"{module.full_name}.{alias.name}"
-            rows.append(f"| {{py:obj}}`{alias.name} <{full}>` | {(said or '').splitlines()[0]} |")
+            rows.append(f"| {{py:obj}}`{alias.name} <{full}>` | {linked(site, said)} |")
     return "\n".join(sorted(rows, key=str.lower))
 
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "space_warps"
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Link = Callable[[str], str]
-FIELD = re.compile(r":(param|type|returns|rtype)\b")
+FIELD = re.compile(r":(param|type|ivar|vartype|returns|rtype)\b")
+Parameter = tuple[ast.arg, ast.expr | None]  # With its default
 
 
 @dataclass
@@ -79,13 +80,10 @@ def all_names(modules: dict[str, Module]) -> dict[str, str]:
     found: dict[str, set[str]] = {}
     for module in modules.values():
         for name, node in module.top_level().items():
-            full = f"{module.full_name}.{name}"
-            names = [name, *(f"{name}.{part.name}" for part in public_methods(node))]
-            for each in names:
+            for each in [name, *(f"{name}.{method.name}" for method in public_methods(node))]:
                 target = f"{module.full_name}.{each}"
                 for known in (each, f"{PACKAGE}.{each}", target):
                     found.setdefault(known, set()).add(target)
-            assert full
     return {name: targets.pop() for name, targets in found.items() if len(targets) == 1}
 
 
@@ -97,6 +95,11 @@ def lines_of(modules: dict[str, Module], module: str, name: str) -> tuple[int, i
         found = [n for n in getattr(node, "body", []) if part in defined_by(n)]
         node = found[0] if found else None
     return (node.lineno, node.end_lineno or node.lineno) if node is not None else None
+
+
+def docstring(node: ast.stmt) -> str:
+    """What a function or class says of itself; nothing for a value."""
+    return ast.get_docstring(node) or "" if isinstance(node, Function | ast.ClassDef) else ""
 
 
 def public_methods(node: ast.stmt) -> Iterator[Function]:
@@ -120,33 +123,37 @@ def describe(module: Module, name: str, link: Link) -> str:
 
 
 def _value(module: Module, name: str, node: ast.stmt) -> str:
-    assert isinstance(node, ast.Assign | ast.AnnAssign)
-    value = " ".join(ast.unparse(node.value).split()) if node.value is not None else ""
+    assert isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
     said = module.comments.get(node.end_lineno or 0, "")
-    if isinstance(node, ast.Assign) and re.fullmatch(r"[A-Z][a-z]\w*", name):
-        return _directive("py:type", name, module, [said], f":canonical: {_full(module, value)}")
-    option = f":value: {value}" if len(value) < 80 else ""
-    return _directive("py:data", name, module, [said], option)
+    if re.fullmatch(r"[A-Z][a-z]\w*", name):
+        meant = f":canonical: {_full(module, node.value)}"
+        return _directive("py:type", name, module, [said], meant)
+    value = " ".join(ast.unparse(node.value).split())
+    return _directive(
+        "py:data", name, module, [said], f":value: {value}" if len(value) < 80 else ""
+    )
 
 
 def _function(module: Module, node: Function, link: Link) -> str:
-    head = f"{node.name}({_arguments(node.args)})"
-    body = [link(ast.get_docstring(node) or ""), *_fields(module, node, link)]
+    head = f"{node.name}({_arguments(node)})"
+    body = [link(docstring(node)), *_fields(module, node, link)]
     return _directive("py:function", head, module, body)
 
 
 def _class(module: Module, node: ast.ClassDef, link: Link) -> str:
     fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
     begin = next((f for f in node.body if isinstance(f, Function) and f.name == "__init__"), None)
-    body, head = [link(ast.get_docstring(node) or "")], node.name
+    body, head = [link(docstring(node))], node.name
     if begin is not None:
-        head += f"({_arguments(begin.args, skip=1)})"
+        head += f"({_arguments(begin, skip=1)})"
         body += _fields(module, begin, link, skip=1)
+    elif any("Protocol" in ast.unparse(base) for base in node.bases):
+        body += [line for each in fields for line in _attribute(module, each, link, "var")]
     elif fields:
         head += f"({', '.join(_field(each) for each in fields)})"
-        body += [line for each in fields for line in _field_lines(module, each, link)]
+        body += [line for each in fields for line in _attribute(module, each, link)]
     parts = [_member(module, each, link) for each in public_methods(node)]
-    return _directive("py:class", head, module, [*body, *parts], fence="::::")
+    return _directive("py:class", head, module, [*body, *parts])
 
 
 def _field(node: ast.AnnAssign) -> str:
@@ -154,41 +161,35 @@ def _field(node: ast.AnnAssign) -> str:
     return f"{name}={_short(node.value)}" if node.value is not None else name
 
 
-def _field_lines(module: Module, node: ast.AnnAssign, link: Link) -> list[str]:
+def _attribute(module: Module, node: ast.AnnAssign, link: Link, kind: str = "") -> list[str]:
     said = link(module.comments.get(node.end_lineno or 0, ""))
-    name = ast.unparse(node.target)
-    return [f":param {name}: {said}", f":type {name}: {_full(module, node.annotation)}"]
+    name, annotation = ast.unparse(node.target), _full(module, node.annotation)
+    words = ("ivar", "vartype") if kind == "var" else ("param", "type")
+    return [f":{words[0]} {name}: {said}", f":{words[1]} {name}: {annotation}"]
 
 
 def _member(module: Module, node: Function, link: Link) -> str:
     marks = {ast.unparse(each) for each in node.decorator_list}
-    told = link(ast.get_docstring(node) or "")
+    told = link(docstring(node))
     if any("property" in mark for mark in marks):
         kind = f":type: {_full(module, node.returns)}" if node.returns else ""
         said = _comment_of_return(module, node, link)
-        return _directive("py:property", node.name, module, [told, said], kind, inner=True)
+        return _directive("py:property", node.name, module, [told, said], kind)
     static = "staticmethod" in marks
     option = ":staticmethod:" if static else ":classmethod:" if "classmethod" in marks else ""
-    head = f"{node.name}({_arguments(node.args, skip=0 if static else 1)})"
+    head = f"{node.name}({_arguments(node, skip=0 if static else 1)})"
     body = [told, *_fields(module, node, link, skip=0 if static else 1)]
-    return _directive("py:method", head, module, body, option, inner=True)
+    return _directive("py:method", head, module, body, option)
 
 
-def _directive(
-    kind: str,
-    head: str,
-    module: Module,
-    body: list[str],
-    option: str = "",
-    *,
-    fence: str = ":::",
-    inner: bool = False,
-) -> str:
-    options = [line for line in ("" if inner else f":module: {module.full_name}", option) if line]
-    lines, before = [f"{fence}{{{kind}}} {head}", *options], False
+def _directive(kind: str, head: str, module: Module, body: list[str], option: str = "") -> str:
+    fence = "::::" if kind == "py:class" else ":::"
+    where = "" if kind in ("py:method", "py:property") else f":module: {module.full_name}"
+    lines = [f"{fence}{{{kind}}} {head}", *(line for line in (where, option) if line)]
+    before = False
     for part in filter(None, body):
         is_field = FIELD.match(part) is not None
-        lines += [part] if is_field and before else ["", part]
+        lines += [part] if is_field and before else ["", part]  # fields follow each other closely
         before = is_field
     return "\n".join([*lines, fence])
 
@@ -199,17 +200,23 @@ def _short(node: ast.expr | None) -> str:
     return text if len(text) <= 40 else "..."
 
 
-def _arguments(args: ast.arguments, skip: int = 0) -> str:
-    """Names and defaults; types follow below."""
+def _parameters(node: Function, skip: int) -> tuple[list[Parameter], list[Parameter]]:
+    """Positional ones, without the first `skip`, and those that are given by name."""
+    args = node.args
     positional = [*args.posonlyargs, *args.args]
-    defaults = [None] * (len(positional) - len(args.defaults)) + list(args.defaults)
-    told = [_argument(a, d) for a, d in zip(positional, defaults, strict=True)][skip:]
-    if args.vararg:
-        told.append(f"*{args.vararg.arg}")
-    elif args.kwonlyargs:
-        told.append("*")
-    told += [_argument(a, d) for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True)]
-    return ", ".join([*told, *([f"**{args.kwarg.arg}"] if args.kwarg else [])])
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(args.defaults))
+    by_place = list(zip(positional, [*defaults, *args.defaults], strict=True))[skip:]
+    return by_place, list(zip(args.kwonlyargs, args.kw_defaults, strict=True))
+
+
+def _arguments(node: Function, skip: int = 0) -> str:
+    """Names and defaults; types follow below."""
+    by_place, by_name = _parameters(node, skip)
+    several = node.args.vararg
+    star = [f"*{several.arg}"] if several else ["*"] if by_name else []
+    rest = [f"**{node.args.kwarg.arg}"] if node.args.kwarg else []
+    told = [[_argument(*each) for each in pairs] for pairs in (by_place, by_name)]
+    return ", ".join([*told[0], *star, *told[1], *rest])
 
 
 def _argument(arg: ast.arg, default: ast.expr | None) -> str:
@@ -218,19 +225,18 @@ def _argument(arg: ast.arg, default: ast.expr | None) -> str:
 
 def _fields(module: Module, node: Function, link: Link, skip: int = 0) -> list[str]:
     """Parameters and what is returned, as the comments beside them say."""
-    args = node.args
-    positional = [*args.posonlyargs, *args.args]
-    defaults: list[ast.expr | None] = [None] * (len(positional) - len(args.defaults))
-    pairs = list(zip(positional, [*defaults, *args.defaults], strict=True))[skip:]
-    pairs += [(args.vararg, None)] if args.vararg else []
-    pairs += zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    by_place, by_name = _parameters(node, skip)
+    several: list[Parameter] = [(node.args.vararg, None)] if node.args.vararg else []
+    last = {(d or a).end_lineno: a for a, d in (*by_place, *several, *by_name)}
+    last.pop(node.returns.end_lineno if node.returns else None, None)  # that comment is its own
     lines = []
-    for arg, default in pairs:
-        said = link(module.comments.get((default or arg).end_lineno or 0, ""))
+    for arg, default in (*by_place, *several, *by_name):
+        place = (default or arg).end_lineno or 0
+        said = link(module.comments.get(place, "")) if last.get(place) is arg else ""
         lines.append(f":param {arg.arg}: {said}")
         if arg.annotation is not None:
             lines.append(f":type {arg.arg}: {_full(module, arg.annotation)}")
-    if node.returns is not None and not _is_none(node.returns):
+    if node.returns is not None and ast.unparse(node.returns) != "None":
         if said := _comment_of_return(module, node, link):
             lines.append(f":returns: {said}")
         lines.append(f":rtype: {_full(module, node.returns)}")
@@ -242,14 +248,9 @@ def _comment_of_return(module: Module, node: Function, link: Link) -> str:
     return link(module.comments.get(line, ""))
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
-
-
-def _full(module: Module, annotation: ast.expr | str | None) -> str:
+def _full(module: Module, annotation: ast.expr) -> str:
     """A type as it is written, with the names of the package in full, so that they can be linked."""
-    text = annotation if isinstance(annotation, str) else ast.unparse(annotation or ast.Tuple([]))
-    text = " ".join(text.strip("'\"").split())
+    text = " ".join(ast.unparse(annotation).strip("'\"").split())
 
     def full(match: "re.Match[str]") -> str:
         return module.imported.get(match[0], match[0])

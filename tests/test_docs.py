@@ -18,6 +18,7 @@ import pages
 import pytest
 import readme
 
+from space_warps import __version__
 from space_warps.cli import COMMANDS, main
 from space_warps.config import known_keys
 
@@ -93,7 +94,7 @@ def test_every_notebook_has_a_page(site: Path) -> None:
 
 def test_pages_have_a_title_a_description_and_text_for_pictures(parsed: dict[Path, Page]) -> None:
     for path, page in parsed.items():
-        assert "space_warps" in page.title and len(page.title) < 90, path
+        assert f"space_warps {__version__}" in page.title and len(page.title) < 90, path
         assert 20 <= len(page.description) <= 200, (path, page.description)
         assert not page.without_text, (path, page.without_text)
 
