@@ -43,6 +43,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
+html_baseurl = f"{facts['doc_host']}{facts['doc_baseurl']}/"
 html_title = f"{project} {release}"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
