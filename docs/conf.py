@@ -25,13 +25,7 @@ release = version = facts["version"]
 extensions = ["myst_nb", "sphinx.ext.linkcode", "sphinx_copybutton", "formulas"]
 nitpicky = True
 # Types of other packages are named and not linked: the site refers to no other.
-nitpick_ignore_regex = [
-    (
-        "py:.*",
-        r"(np|npt|numpy|torch|nn|pd|pandas|matplotlib|PIL|collections|contextlib|Image|ImageFile|plt|fits|hydra|omegaconf)\..*",
-    ),
-    ("py:.*", r"(?!space_warps)[A-Za-z_]\w*"),
-]
+nitpick_ignore_regex = [("py:.*", r"(?!space_warps\.).*")]
 python_use_unqualified_type_names = True
 add_module_names = False
 toc_object_entries_show_parents = "hide"
