@@ -62,9 +62,10 @@ def read_module(path: Path) -> Module:
     comments = {line: said for line, said in comments.items() if not said.startswith("%%")}
     module = Module(path.stem, ast.parse(source), comments)
     for node in module.tree.body:
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            names = {a.asname or a.name: f"{PACKAGE}.{node.module}.{a.name}" for a in node.names}
-            module.imported |= names
+        if isinstance(node, ast.ImportFrom):  # nbdev writes the short form, on one line only
+            place = f"{PACKAGE}.{node.module}" if node.level else str(node.module)
+            if place.startswith(f"{PACKAGE}."):
+                module.imported |= {a.asname or a.name: f"{place}.{a.name}" for a in node.names}
     module.imported |= {name: f"{module.full_name}.{name}" for name in module.top_level()}
     return module
 
