@@ -29,6 +29,7 @@ setup(
         "lab": facts["lab_requirements"].split(),
         "tensorboard": facts["tensorboard_requirements"].split(),
         "wandb": facts["wandb_requirements"].split(),
+        "docs": facts["docs_requirements"].split(),
         "dev": facts["dev_requirements"].split(),
     },
     entry_points={

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HIDDEN = re.compile(r"^#\|\s*(hide|default_exp|export)", re.MULTILINE)
+HIDDEN = re.compile(r"^#\|\s*(hide|default_exp|export|echo)", re.MULTILINE)
 
 
 def text_of(output: dict) -> str:
@@ -13,18 +13,18 @@ def text_of(output: dict) -> str:
     return "".join(output.get("text", output.get("data", {}).get("text/plain", []))).rstrip()
 
 
-def main() -> None:
-    """Turn the cells into Markdown: prose as it is, code and its text in fences."""
+def text() -> str:
+    """The cells as Markdown: prose as it is, code and its text in fences."""
     parts = ["<!-- Written from nbs/index.ipynb by docs/readme.py; edit the notebook. -->"]
     for cell in json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
             parts.append(source)
         elif not HIDDEN.search(source):
-            shown = [text for output in cell["outputs"] if (text := text_of(output))]
-            parts += [f"```python\n{source}\n```", *(f"```\n{text}\n```" for text in shown)]
-    (ROOT / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+            shown = [said for output in cell["outputs"] if (said := text_of(output))]
+            parts += [f"```python\n{source}\n```", *(f"```\n{said}\n```" for said in shown)]
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    (ROOT / "README.md").write_text(text(), encoding="utf-8")

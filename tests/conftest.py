@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,3 +109,35 @@ def real() -> Catalogue:
     if not (REAL / "annotations.csv").is_file():
         pytest.skip("no real catalogue beside this checkout; SPACE_GALAXI_DIR can name one")
     return Catalogue(REAL / "annotations.csv", REAL / "images")
+
+
+# A browser, for tests of pages and widgets.
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where chromium is; tests that need a browser are skipped without one."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no chromium on the path, so nothing is opened in a browser")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    """A browser without a window, of Playwright; it asks nothing of other hosts."""
+    from playwright.sync_api import sync_playwright
+
+    quiet = ("--no-first-run", "--disable-background-networking", "--disable-component-update")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", *quiet]
+        )
+        yield opened
+        opened.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The site comes last: it shows the pages that the tests have executed."""
+    items.sort(key=lambda item: item.path.name == "test_docs.py")

@@ -1,37 +1,32 @@
-"""Every notebook in nbs/ runs from top to bottom, each in a process of its own."""
+"""Every notebook in nbs/ runs from top to bottom, each in a process of its own.
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+What it printed and drew stays in _docs/executed, where the documentation site takes it from.
+"""
 
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import execute
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(
-    path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
-)
-RUN = """
-import sys
-from pathlib import Path
-from nbdev.test import test_nb
-passed, _ = test_nb(Path(sys.argv[1]), skip_flags=["slow"], basepath=sys.argv[2])
-sys.exit(int(not passed))
-"""
+Copies = dict[str, "Future[execute.Done]"]
+
+
+@pytest.fixture(scope="module")
+def copies(request: pytest.FixtureRequest) -> Iterator[Copies]:
+    """The notebooks that are asked for, some of them side by side."""
+    chosen = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
+    names = [each.params["notebook"] for each in chosen if "notebook" in each.params]
+    with execute.copies_of(names) as copies:
+        yield copies
 
 
 def test_the_notebooks_are_there() -> None:
-    assert len(NOTEBOOKS) > 20
+    assert len(execute.notebook_names()) > 20
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT / "nbs")))
-def test_notebook(path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(path), str(ROOT)],
-        cwd=path.parent,
-        env={**os.environ, "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+@pytest.mark.parametrize("notebook", execute.notebook_names())
+def test_notebook(notebook: str, copies: Copies) -> None:
+    done = copies[notebook].result()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    assert execute.is_current(notebook)

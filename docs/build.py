@@ -1,0 +1,43 @@
+"""Build the documentation site into _docs/html: every page executed, any warning an error."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import execute
+import pages
+
+ROOT = Path(__file__).resolve().parent.parent
+SITE = ROOT / "_docs" / "html"
+
+
+def execute_all() -> None:
+    """Run the notebooks whose executed copy is not current."""
+    names = [name for name in execute.notebook_names() if not execute.is_current(name)]
+    with execute.copies_of(names) as copies:
+        for number, (name, copy) in enumerate(copies.items(), 1):
+            done = copy.result()
+            if done.returncode:
+                raise SystemExit(done.stdout + done.stderr)
+            print(f"executed {number} of {len(names)}: {name}", flush=True)
+
+
+def build() -> None:
+    """Write the sources and let Sphinx make pages of them."""
+    sources = ROOT / "_docs" / "pages"
+    pages.write_pages(sources)
+    words = ["-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "-c", ROOT / "docs"]
+    folders = ["-d", ROOT / "_docs" / "doctrees", sources, SITE]
+    if subprocess.run([sys.executable, *words, *folders]).returncode:
+        raise SystemExit("the site has warnings; see above")
+
+
+def main() -> None:
+    """All of it."""
+    execute_all()
+    build()
+    print(f"the site is in {SITE.relative_to(ROOT)}; open {SITE.relative_to(ROOT)}/index.html")
+
+
+if __name__ == "__main__":
+    main()

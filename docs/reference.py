@@ -1,0 +1,259 @@
+"""What the reference says of a module: signatures, comments of parameters, types, lines.
+
+Read from the source with `ast`, so that nothing is imported and types stay as they were written.
+"""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "space_warps"
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Link = Callable[[str], str]
+FIELD = re.compile(r":(param|type|ivar|vartype|returns|rtype)\b")
+Parameter = tuple[ast.arg, ast.expr | None]  # With its default
+
+
+@dataclass
+class Module:
+    """A module of the package, as it is written."""
+
+    name: str  # Within the package
+    tree: ast.Module
+    comments: dict[int, str]  # Line -> comment at its end
+    imported: dict[str, str] = field(default_factory=dict)  # Name here -> full name
+
+    @property
+    def full_name(self) -> str:
+        """With the package."""
+        return f"{PACKAGE}.{self.name}"
+
+    def top_level(self) -> dict[str, ast.stmt]:
+        """Public names and what defines them."""
+        found = {}
+        for node in self.tree.body:
+            found |= {name: node for name in defined_by(node) if not name.startswith("_")}
+        return found
+
+
+def defined_by(node: ast.stmt) -> list[str]:
+    """Names that a statement at the top level defines."""
+    if isinstance(node, Function | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+    names = [n for t in targets for n in (t.elts if isinstance(t, ast.Tuple) else [t])]
+    return [name.id for name in names if isinstance(name, ast.Name)]
+
+
+def read_module(path: Path) -> Module:
+    """Parse a module and find the comments at the ends of its lines."""
+    source = path.read_text(encoding="utf-8")
+    comments = {
+        token.start[0]: token.string.lstrip("# ").strip()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT and token.line[: token.start[1]].strip()
+    }
+    comments = {line: said for line, said in comments.items() if not said.startswith("%%")}
+    module = Module(path.stem, ast.parse(source), comments)
+    for node in module.tree.body:
+        if isinstance(node, ast.ImportFrom):  # nbdev writes the short form, on one line only
+            place = f"{PACKAGE}.{node.module}" if node.level else str(node.module)
+            if place.startswith(f"{PACKAGE}."):
+                module.imported |= {a.asname or a.name: f"{place}.{a.name}" for a in node.names}
+    module.imported |= {name: f"{module.full_name}.{name}" for name in module.top_level()}
+    return module
+
+
+def read_package() -> dict[str, Module]:
+    """All modules, by name."""
+    paths = sorted((ROOT / PACKAGE).glob("[a-z]*.py"))
+    return {path.stem: read_module(path) for path in paths}
+
+
+def all_names(modules: dict[str, Module]) -> dict[str, str]:
+    """Short and full names of all that is public, to the full name; ambiguous ones are left out."""
+    found: dict[str, set[str]] = {}
+    for module in modules.values():
+        for name, node in module.top_level().items():
+            for each in [name, *(f"{name}.{method.name}" for method in public_methods(node))]:
+                target = f"{module.full_name}.{each}"
+                for known in (each, f"{PACKAGE}.{each}", target):
+                    found.setdefault(known, set()).add(target)
+    return {name: targets.pop() for name, targets in found.items() if len(targets) == 1}
+
+
+def lines_of(modules: dict[str, Module], module: str, name: str) -> tuple[int, int] | None:
+    """First and last line of a function, class or method."""
+    first, *rest = name.split(".")
+    node: ast.stmt | None = modules[module.removeprefix(f"{PACKAGE}.")].top_level().get(first)
+    for part in rest:
+        found = [n for n in getattr(node, "body", []) if part in defined_by(n)]
+        node = found[0] if found else None
+    return (node.lineno, node.end_lineno or node.lineno) if node is not None else None
+
+
+def docstring(node: ast.stmt) -> str:
+    """What a function or class says of itself; nothing for a value."""
+    return ast.get_docstring(node) or "" if isinstance(node, Function | ast.ClassDef) else ""
+
+
+def public_methods(node: ast.stmt) -> Iterator[Function]:
+    """Methods of a class that are for others."""
+    if isinstance(node, ast.ClassDef):
+        for each in node.body:
+            marks = [ast.unparse(mark) for mark in getattr(each, "decorator_list", [])]
+            told_already = any(mark.endswith((".setter", ".deleter")) for mark in marks)
+            if isinstance(each, Function) and not each.name.startswith("_") and not told_already:
+                yield each
+
+
+def describe(module: Module, name: str, link: Link) -> str:
+    """The directive of Sphinx for a public name, in MyST Markdown."""
+    node = module.top_level()[name]
+    if isinstance(node, ast.ClassDef):
+        return _class(module, node, link)
+    if isinstance(node, Function):
+        return _function(module, node, link)
+    return _value(module, name, node)
+
+
+def _value(module: Module, name: str, node: ast.stmt) -> str:
+    assert isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+    said = module.comments.get(node.end_lineno or 0, "")
+    if re.fullmatch(r"[A-Z][a-z]\w*", name):
+        meant = f":canonical: {_full(module, node.value)}"
+        return _directive("py:type", name, module, [said], meant)
+    value = " ".join(ast.unparse(node.value).split())
+    return _directive(
+        "py:data", name, module, [said], f":value: {value}" if len(value) < 80 else ""
+    )
+
+
+def _function(module: Module, node: Function, link: Link) -> str:
+    head = f"{node.name}({_arguments(node)})"
+    body = [link(docstring(node)), *_fields(module, node, link)]
+    return _directive("py:function", head, module, body)
+
+
+def _class(module: Module, node: ast.ClassDef, link: Link) -> str:
+    fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+    begin = next((f for f in node.body if isinstance(f, Function) and f.name == "__init__"), None)
+    body, head = [link(docstring(node))], node.name
+    if begin is not None:
+        head += f"({_arguments(begin, skip=1)})"
+        body += _fields(module, begin, link, skip=1)
+    elif any("Protocol" in ast.unparse(base) for base in node.bases):
+        body += [line for each in fields for line in _attribute(module, each, link, "var")]
+    elif fields:
+        head += f"({', '.join(_field(each) for each in fields)})"
+        body += [line for each in fields for line in _attribute(module, each, link)]
+    parts = [_member(module, each, link) for each in public_methods(node)]
+    return _directive("py:class", head, module, [*body, *parts])
+
+
+def _field(node: ast.AnnAssign) -> str:
+    name = ast.unparse(node.target)
+    return f"{name}={_short(node.value)}" if node.value is not None else name
+
+
+def _attribute(module: Module, node: ast.AnnAssign, link: Link, kind: str = "") -> list[str]:
+    said = link(module.comments.get(node.end_lineno or 0, ""))
+    name, annotation = ast.unparse(node.target), _full(module, node.annotation)
+    words = ("ivar", "vartype") if kind == "var" else ("param", "type")
+    return [f":{words[0]} {name}: {said}", f":{words[1]} {name}: {annotation}"]
+
+
+def _member(module: Module, node: Function, link: Link) -> str:
+    marks = {ast.unparse(each) for each in node.decorator_list}
+    told = link(docstring(node))
+    if any("property" in mark for mark in marks):
+        kind = f":type: {_full(module, node.returns)}" if node.returns else ""
+        said = _comment_of_return(module, node, link)
+        return _directive("py:property", node.name, module, [told, said], kind)
+    static = "staticmethod" in marks
+    option = ":staticmethod:" if static else ":classmethod:" if "classmethod" in marks else ""
+    head = f"{node.name}({_arguments(node, skip=0 if static else 1)})"
+    body = [told, *_fields(module, node, link, skip=0 if static else 1)]
+    return _directive("py:method", head, module, body, option)
+
+
+def _directive(kind: str, head: str, module: Module, body: list[str], option: str = "") -> str:
+    fence = "::::" if kind == "py:class" else ":::"
+    where = "" if kind in ("py:method", "py:property") else f":module: {module.full_name}"
+    lines = [f"{fence}{{{kind}}} {head}", *(line for line in (where, option) if line)]
+    before = False
+    for part in filter(None, body):
+        is_field = FIELD.match(part) is not None
+        lines += [part] if is_field and before else ["", part]  # fields follow each other closely
+        before = is_field
+    return "\n".join([*lines, fence])
+
+
+def _short(node: ast.expr | None) -> str:
+    """A default, shortened where it is long."""
+    text = " ".join(ast.unparse(node).split()) if node is not None else ""
+    return text if len(text) <= 40 else "..."
+
+
+def _parameters(node: Function, skip: int) -> tuple[list[Parameter], list[Parameter]]:
+    """Positional ones, without the first `skip`, and those that are given by name."""
+    args = node.args
+    positional = [*args.posonlyargs, *args.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(args.defaults))
+    by_place = list(zip(positional, [*defaults, *args.defaults], strict=True))[skip:]
+    return by_place, list(zip(args.kwonlyargs, args.kw_defaults, strict=True))
+
+
+def _arguments(node: Function, skip: int = 0) -> str:
+    """Names and defaults; types follow below."""
+    by_place, by_name = _parameters(node, skip)
+    several = node.args.vararg
+    star = [f"*{several.arg}"] if several else ["*"] if by_name else []
+    rest = [f"**{node.args.kwarg.arg}"] if node.args.kwarg else []
+    told = [[_argument(*each) for each in pairs] for pairs in (by_place, by_name)]
+    return ", ".join([*told[0], *star, *told[1], *rest])
+
+
+def _argument(arg: ast.arg, default: ast.expr | None) -> str:
+    return f"{arg.arg}={_short(default)}" if default is not None else arg.arg
+
+
+def _fields(module: Module, node: Function, link: Link, skip: int = 0) -> list[str]:
+    """Parameters and what is returned, as the comments beside them say."""
+    by_place, by_name = _parameters(node, skip)
+    several: list[Parameter] = [(node.args.vararg, None)] if node.args.vararg else []
+    last = {(d or a).end_lineno: a for a, d in (*by_place, *several, *by_name)}
+    last.pop(node.returns.end_lineno if node.returns else None, None)  # that comment is its own
+    lines = []
+    for arg, default in (*by_place, *several, *by_name):
+        place = (default or arg).end_lineno or 0
+        said = link(module.comments.get(place, "")) if last.get(place) is arg else ""
+        lines.append(f":param {arg.arg}: {said}")
+        if arg.annotation is not None:
+            lines.append(f":type {arg.arg}: {_full(module, arg.annotation)}")
+    if node.returns is not None and ast.unparse(node.returns) != "None":
+        if said := _comment_of_return(module, node, link):
+            lines.append(f":returns: {said}")
+        lines.append(f":rtype: {_full(module, node.returns)}")
+    return lines
+
+
+def _comment_of_return(module: Module, node: Function, link: Link) -> str:
+    line = (node.returns.end_lineno or 0) if node.returns is not None else 0
+    return link(module.comments.get(line, ""))
+
+
+def _full(module: Module, annotation: ast.expr) -> str:
+    """A type as it is written, with the names of the package in full, so that they can be linked."""
+    text = " ".join(ast.unparse(annotation).strip("'\"").split())
+
+    def full(match: "re.Match[str]") -> str:
+        return module.imported.get(match[0], match[0])
+
+    return re.sub(r"(?<![\w.'\"])[A-Za-z_]\w*(?![\w'\"])", full, text)
