@@ -89,7 +89,7 @@ def best_outcome(
         done, key=lambda o: (badness(o, compare), o.num_params, o.candidate.index), default=None
     )
 
-# %% ../nbs/20c_history.ipynb #f3cc7be7
+# %% ../nbs/20c_history.ipynb #d596af44
 @dataclass(frozen=True)
 class Decision:
     "What follows from the outcomes of a depth."
@@ -99,6 +99,7 @@ class Decision:
     reason: str  # In words
     by: str = "rule"  # Who decided
     note: str = ""  # What a person wants to be remembered
+    is_last: bool = False  # Whether growing ends with it, whatever more could be tried
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Step:
         by_index = {outcome.candidate.index: outcome for outcome in self.outcomes}
         return by_index[self.decision.index] if self.decision.index is not None else None
 
-# %% ../nbs/20c_history.ipynb #94ab0ad1
+# %% ../nbs/20c_history.ipynb #a3717feb
 RESERVED = r"(?!(main|finish|tensorboard|wandb)$|step_)"  # Other folders of a run
 BRANCH_NAME = re.compile(RESERVED + r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
@@ -143,6 +144,7 @@ class Turn:
     changes: dict[str, Any] = field(default_factory=dict)  # Settings that differ on the branch
     note: str = ""  # What shall be remembered
     by: str = "person"  # Who decided
+    is_last: bool = False  # Whether growing ends there: what is grown is trained in full
 
     def __post_init__(self) -> None:
         if self.to_step < 0:
@@ -156,6 +158,8 @@ class Turn:
             )
         if self.take is not None and (self.to_step == 0 or self.take < 0):
             raise InputError("a candidate is taken by its index, from 0, of a depth from 1")
+        if self.is_last and self.to_step == 0:
+            raise InputError("the empty network cannot be trained in full; grow a block first")
 
 # %% ../nbs/20c_history.ipynb #ecf6cfed
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class Finish:
         "The one that was kept."
         return self.outcomes[self.index] if self.index is not None else None
 
-# %% ../nbs/20c_history.ipynb #3eb8280f
+# %% ../nbs/20c_history.ipynb #769b0703
 class LayerDict(TypedDict):
     "One accepted block, as `progressive_architecture_search` reports it."
 
@@ -239,6 +243,8 @@ class SearchHistory:
                 f"back to depth {turn.to_step - 1}"
             )
         branch = turn.branch or f"undo-{len(self.branches)}"
+        if turn.is_last and turn.branch is None and turn.to_step == len(self.steps):
+            return replace(self, steps=_ending(steps, True), stopped="", finish=None)
         if branch in self.branches:
             raise InputError(f"there is a branch {branch} already; give another name")
         if turn.branch is not None:
@@ -247,7 +253,7 @@ class SearchHistory:
         return replace(
             self,
             config=config,
-            steps=steps,
+            steps=_ending(steps, turn.is_last),
             stopped="",
             finish=None,
             branch=branch,
@@ -273,7 +279,7 @@ class SearchHistory:
             )
         return found
 
-# %% ../nbs/20c_history.ipynb #48e46800
+# %% ../nbs/20c_history.ipynb #68ae69d6
 def _taken_instead(step: Step, turn: Turn) -> Step:
     known = {outcome.candidate.index for outcome in step.outcomes if outcome.failed is None}
     if turn.take not in known:
@@ -281,6 +287,14 @@ def _taken_instead(step: Step, turn: Turn) -> Step:
         raise InputError(f"depth {step.depth} has no candidate {turn.take}; it has {told}")
     decision = Decision("accept", turn.take, "taken on a branch", turn.by, turn.note)
     return replace(step, decision=decision)
+
+
+def _ending(steps: tuple[Step, ...], is_last: bool) -> tuple[Step, ...]:
+    "The same steps, with the last one as the end of growing, or not."
+    if not steps or steps[-1].decision.is_last == is_last:
+        return steps
+    decision = replace(steps[-1].decision, is_last=is_last)
+    return (*steps[:-1], replace(steps[-1], decision=decision))
 
 # %% ../nbs/20c_history.ipynb #fa389c22
 def accuracy_interval(

@@ -67,7 +67,7 @@ class Path:
         "With its network trained in full."
         return replace(self, history=replace(self.history, finish=finish), finished=kept)
 
-# %% ../nbs/23b_path.ipynb #cfdbcdd1
+# %% ../nbs/23b_path.ipynb #91f3b210
 def reason_to_stop(
     path: Path,  # How far the search is
     seconds: float,  # Since it began
@@ -77,6 +77,8 @@ def reason_to_stop(
     depth = len(steps) + 1
     if steps and steps[-1].taken is None:
         return f"depth {depth - 1} brought no gain"
+    if steps and steps[-1].decision.is_last:
+        return f"growing was ended at depth {depth - 1}"
     if depth > config.max_layers:
         return f"max_layers={config.max_layers} reached"
     if config.time_budget_s is not None and seconds > config.time_budget_s:
