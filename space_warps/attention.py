@@ -16,7 +16,7 @@ from .core import InputError, deterministic
 from .growth import blank
 from .model import ProgressiveModel
 
-# %% ../nbs/33e_attention.ipynb #bb77d82c
+# %% ../nbs/33e_attention.ipynb #e1512b66
 def occlusion_map(
     model: ProgressiveModel,  # In evaluation mode, on the CPU
     image: Tensor,  # float32 [channels, height, width] in [0, 1]
@@ -41,7 +41,8 @@ def occlusion_map(
     for row, (y, x) in zip(covered[1:], corners, strict=True):
         row[:, y : y + patch, x : x + patch] = sky
     with torch.inference_mode(), deterministic():
-        scores = [model(some, features.expand(len(some), -1)) for some in covered.split(64)]
+        parts = torch.split(covered, 64)  # type: ignore[no-untyped-call]
+        scores = [model(some, features.expand(len(some), -1)) for some in parts]
     said = torch.cat(scores).double().softmax(dim=1)[:, label].numpy()
     total, times = np.zeros((height, width)), np.zeros((height, width))
     for (y, x), fall in zip(corners, said[0] - said[1:], strict=True):
@@ -55,7 +56,7 @@ def _starts(length: int, patch: int, stride: int) -> list[int]:
     "Where patches begin, so that the last one ends at the edge."
     return sorted({*range(0, length - patch, stride), length - patch})
 
-# %% ../nbs/33e_attention.ipynb #7de998a8
+# %% ../nbs/33e_attention.ipynb #224b4357
 def plot_attention(
     image: Tensor,  # float32 [channels, height, width] in [0, 1]
     falls: npt.NDArray[np.float64],  # [height, width], as `occlusion_map` gives it
@@ -65,16 +66,16 @@ def plot_attention(
     "A cutout beside the map of what speaks for the answer."
     figure = blank(*size)
     shown = image[[0, len(image) // 2, len(image) - 1]].permute(1, 2, 0).numpy()
-    most = max(float(np.abs(falls).max()), 1e-6)
+    most = max(100 * float(np.abs(falls).max()), 1e-4)
     for left, title in (
-        (0.02, said.replace("$", r"\$")),
-        (0.47, "fall of its probability if covered"),
+        (0.0, said.replace("$", r"\$")),
+        (0.43, "fall if covered (points)"),
     ):
-        axes = figure.add_axes((left, 0.03, 0.41, 0.85))
+        axes = figure.add_axes((left, 0.03, 0.43, 0.85))
         axes.axis("off")
         axes.set_title(title, fontsize=8)
         axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
-    drawn = axes.imshow(falls, cmap="PuOr_r", vmin=-most, vmax=most, alpha=0.75)
-    bar = figure.colorbar(drawn, cax=figure.add_axes((0.9, 0.12, 0.02, 0.68)))
+    drawn = axes.imshow(100 * falls, cmap="PuOr_r", vmin=-most, vmax=most, alpha=0.75)
+    bar = figure.colorbar(drawn, cax=figure.add_axes((0.87, 0.12, 0.02, 0.68)))
     bar.ax.tick_params(labelsize=7)
     return figure

@@ -111,7 +111,7 @@ def plot_augmented(
     both = torch.cat([originals, (changed * 255).round().to(torch.uint8)])
     return plot_cutouts(both, ["as read"] * num_shown + ["augmented"] * num_shown, num_shown)
 
-# %% ../nbs/33d_gallery.ipynb #397fcbb7
+# %% ../nbs/33d_gallery.ipynb #e1fb0870
 def plot_distributions(
     train: Space_Galaxi,  # Rows to learn from
     val: Space_Galaxi,  # Rows to measure on
@@ -139,7 +139,7 @@ def plot_distributions(
     values, labels = train.catalogue.features[:, 0], train.catalogue.labels
     parts = [values[(labels == label) & np.isfinite(values)] for label in places]
     low, high = np.quantile(np.concatenate(parts), [0, 0.995])
-    edges = np.linspace(float(low), float(high), 30)
+    edges = np.linspace(float(low), float(high), 30).tolist()
     for part, colour, label in zip(parts, COLOURS * 9, train.classes, strict=False):
         right.hist(part, edges, histtype="step", color=colour, label=label, linewidth=1.4)
     right.set_yscale("symlog")

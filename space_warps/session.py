@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['State', 'Begin', 'first_cause', 'Session']
 
-# %% ../nbs/33a_session.ipynb #e09c65ea
+# %% ../nbs/33a_session.ipynb #321002da
 import queue
 import threading
 import time
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .core import InputError
+from .events import Observer
 from .history import Decision, Step, Turn
 from .page import write_page
 from .record import RunRecord, going_on, read_record
@@ -36,7 +37,7 @@ def first_cause(
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
-# %% ../nbs/33a_session.ipynb #706af5f6
+# %% ../nbs/33a_session.ipynb #487d92ad
 State = Literal["resting", "training", "paused", "asking"]
 Begin = Callable[[], tuple[Runner, dict[str, Any]]]
 
@@ -60,6 +61,7 @@ class Session:
         self.accept_changes = accept_changes
         self.runner: Runner | None = None  # Once `begin` was called
         self.environment: dict[str, Any] = {}
+        self.observers: list[Observer] = []  # Who is told what happens, besides the run folder
         self.asked: Step | None = None  # A trained depth that waits for a decision
         self.error = ""  # Why it failed, in a sentence
         self.exception: BaseException | None = None  # And the exception itself
@@ -208,19 +210,19 @@ class Session:
 
     def _grow(self, run: RunFolder, runner: Runner) -> None:
         self._record = run.record
-        if run.record.is_complete:
+        if _is_at_end(run):
             raise InputError(
                 "the run has come to its end; go back to an earlier step, or begin a new run"
             )
         _, history = search(
             self.config,
             runner,
-            observers=[run],
+            observers=[run, *self.observers],
             should_stop=self._should_stop,
             steer=self._steer,
             resume=run.past,
         )
-        if run.record.is_complete:
+        if _is_at_end(run):
             write_page(history, run.summary, self.folder)
 
     def _should_stop(self) -> bool:
@@ -236,6 +238,10 @@ class Session:
         if said is None:
             raise Stopped
         return said
+
+
+def _is_at_end(run: RunFolder) -> bool:
+    return run.record.is_complete
 
 
 def _check_decision(step: Step, decision: Decision) -> None:
