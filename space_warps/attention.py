@@ -16,7 +16,7 @@ from .core import InputError, deterministic
 from .growth import blank
 from .model import ProgressiveModel
 
-# %% ../nbs/33e_attention.ipynb #e1512b66
+# %% ../nbs/33e_attention.ipynb #a35677b6
 def occlusion_map(
     model: ProgressiveModel,  # In evaluation mode, on the CPU
     image: Tensor,  # float32 [channels, height, width] in [0, 1]
@@ -41,7 +41,7 @@ def occlusion_map(
     for row, (y, x) in zip(covered[1:], corners, strict=True):
         row[:, y : y + patch, x : x + patch] = sky
     with torch.inference_mode(), deterministic():
-        parts = torch.split(covered, 64)  # type: ignore[no-untyped-call]
+        parts = torch.split(covered, 64)
         scores = [model(some, features.expand(len(some), -1)) for some in parts]
     said = torch.cat(scores).double().softmax(dim=1)[:, label].numpy()
     total, times = np.zeros((height, width)), np.zeros((height, width))

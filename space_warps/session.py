@@ -37,7 +37,7 @@ def first_cause(
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
-# %% ../nbs/33a_session.ipynb #487d92ad
+# %% ../nbs/33a_session.ipynb #f9c40791
 State = Literal["resting", "training", "paused", "asking"]
 Begin = Callable[[], tuple[Runner, dict[str, Any]]]
 
@@ -162,6 +162,12 @@ class Session:
             raise self.exception
         return self.state
 
+    def ready(self) -> Runner:
+        "The runner, made if there is none yet."
+        if self.runner is None:
+            self.runner, self.environment = self.begin()
+        return self.runner
+
     def close(self) -> None:
         "Stop, wait for it, and end what the runner has begun."
         self.stop()
@@ -190,8 +196,7 @@ class Session:
     def _search(self) -> None:
         "The thread."
         try:
-            if self.runner is None:
-                self.runner, self.environment = self.begin()
+            runner = self.ready()
             run = RunFolder(
                 self.folder,
                 self.environment,
@@ -202,7 +207,7 @@ class Session:
                 checkpoint_s=self.checkpoint_s,
             )
             try:
-                self._grow(run, self.runner)
+                self._grow(run, runner)
             finally:
                 run.close()
         except BaseException as error:  # whatever it was, it is told, and the session stays

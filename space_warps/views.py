@@ -6,15 +6,15 @@
 __all__ = ['HEADS', 'STYLE', 'tell_seconds', 'tell_state', 'tell_verdict', 'candidates_table', 'tell_cost', 'name_nodes',
            'Picture']
 
-# %% ../nbs/43c_views.ipynb #1f116c32
+# %% ../nbs/43c_views.ipynb #a870cecf
 import html
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from .controls import widgets
 from .growth import name_candidate, to_png
 from .history import Outcome, Step, accuracy_interval
 from .session import State
