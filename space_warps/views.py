@@ -150,14 +150,14 @@ def name_nodes(
         named.append((f"{number}: depth {len(history.steps)}, {said}{where}", number))
     return named
 
-# %% ../nbs/43c_views.ipynb #8111d7da
+# %% ../nbs/43c_views.ipynb #7d356aa6
 class Picture:
     "A figure in an image widget."
 
     def __init__(
         self,
         name: str,  # Of its files
-        said: str,  # What it shows, for those who cannot see it
+        said: str,  # What it shows, said above it
         draw: Callable[[], Figure | None],  # Makes the figure; None leaves the place empty
         key: Callable[[], Hashable],  # What it depends on
         is_sky: bool = False,  # Cutouts keep their dark ground in every theme
@@ -165,9 +165,12 @@ class Picture:
         self.name, self.draw, self.key = name, draw, key
         self.shown: Hashable = None  # The key of what is shown
         self.drawn_s = 0.0  # How long it took to draw
-        self.widget = widgets.Image(format="png", tooltip=said)
-        self.widget.add_class("sw-picture").add_class(f"sw-{name}")
-        self.widget.add_class("sw-sky" if is_sky else "sw-plot")
+        self.image = widgets.Image(format="png")
+        self.image.add_class("sw-picture").add_class(f"sw-{name}")
+        self.image.add_class("sw-sky" if is_sky else "sw-plot")
+        caption = widgets.HTML(f'<span class="sw-label">{html.escape(said)}</span>')
+        self.widget = widgets.VBox([caption, self.image])  # an image widget takes no text itself
+        self.widget.add_class("sw-figure")
         self.widget.layout.display = "none"
 
     @property
@@ -191,10 +194,10 @@ class Picture:
         "Write the widget."
         self.shown = key
         if content:
-            self.widget.value = content
+            self.image.value = content
         self.widget.layout.display = "" if content else "none"
 
-# %% ../nbs/43c_views.ipynb #e2a3f3ce
+# %% ../nbs/43c_views.ipynb #098c0193
 STYLE = """<style>
 .sw-dashboard { max-width: 1180px; }
 .sw-dashboard, .sw-dashboard .widget-box { overflow: visible; }
@@ -202,6 +205,7 @@ STYLE = """<style>
 .sw-status b { font-size: 16px; }
 .sw-line, .sw-form, .sw-wall { display: flex; flex-flow: row wrap; gap: 4px 8px; align-items: flex-end; }
 .sw-wall { align-items: flex-start; }
+.sw-figure { max-width: 100%; margin: 2px 0; }
 .sw-field { width: 250px; margin: 2px 0; }
 .sw-field .widget-html, .sw-field .widget-html-content { height: auto; min-height: 0; line-height: 1.3; }
 .sw-label { color: var(--jp-ui-font-color1, #222); font-size: 12px; }
