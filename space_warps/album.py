@@ -28,7 +28,7 @@ from .shapes import plot_network, plot_tree
 from .views import Picture
 from .workplace import Workplace
 
-# %% ../nbs/43e_album.ipynb #c67f4d64
+# %% ../nbs/43e_album.ipynb #220f3f82
 class Album:
     "Every picture of a workplace, by the page that it is on."
 
@@ -39,7 +39,7 @@ class Album:
         self.place = place
         self.chosen: int | None = None  # Candidate whose changes are shown
         self.attention: tuple[str, Figure] | None = None  # Id of a cutout, and its map
-        rows, live, story = self._rows_key, self._live_key, self._story_key
+        rows, live, story = self._rows_key, self._live_key, self.story_key
         self.data = [
             Picture("classes", "cutouts of each class", self._classes, rows, is_sky=True),
             Picture("augmented", "cutouts as read and augmented", self._augmented, rows, True),
@@ -49,9 +49,9 @@ class Album:
             Picture("curves", "learning curves of the candidates", self._curves, live),
             Picture("growth", "validation accuracy against depth", self._growth, live),
             Picture("network", "the network as blocks", self._network, self._network_key),
+            Picture("flips", "cutouts fixed and broken", self._flips, self._flips_key, True),
             Picture("tree", "the steps of the run and the ways taken", self._tree, story),
             Picture("pareto", "accuracy against parameters", self._pareto, story),
-            Picture("flips", "cutouts fixed and broken", self._flips, self._flips_key, True),
         ]
         said = "the most confident mistakes"
         self.after = [
@@ -70,9 +70,10 @@ class Album:
 
     def _live_key(self) -> Any:
         trainings = self.place.watch.trainings.items()
-        return self._story_key(), [(n, len(t.epochs), t.outcome is None) for n, t in trainings]
+        return self.story_key(), [(n, len(t.epochs), t.outcome is None) for n, t in trainings]
 
-    def _story_key(self) -> Any:
+    def story_key(self) -> Any:
+        "What was decided so far, as something that can be compared."
         place, record = self.place, self.place.watch.record
         turned = len(record.nodes), len(record.turns), record.tip, record.is_complete
         ended = record.history is not None and record.history.finish is not None
@@ -114,7 +115,7 @@ class Album:
         return next((o for o in known if o.candidate.index == wanted), best)
 
     def _network_key(self) -> Any:
-        return self._story_key(), self._blocks()
+        return self.story_key(), self._blocks()
 
     def _blocks(self) -> Any:
         "The blocks to draw, and how many of them are decided."
@@ -164,7 +165,7 @@ class Album:
         return plot_reliability(self.place.evaluation) if self.place.evaluation else None
 
     def _answers_key(self) -> Any:
-        return self._story_key(), self._rows_key(), id(self.place.tested)
+        return self.story_key(), self._rows_key(), id(self.place.tested)
 
     def _mistakes(self) -> Figure | None:
         answered = self.place.answers()

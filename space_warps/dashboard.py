@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'button', 'line', 'wall', 'Dashboard']
 
-# %% ../nbs/43f_dashboard.ipynb #025dd872
+# %% ../nbs/43f_dashboard.ipynb #73e16d98
 import asyncio
 import html
 import logging
@@ -26,6 +26,7 @@ from .evaluation import describe_evaluation
 from .growth import name_candidate
 from .history import Decision, Outcome, best_outcome
 from .looks import look_at, network_here, snapshot_of
+from .search import Said
 from .session import first_cause
 from space_warps.views import (
     STYLE,
@@ -71,7 +72,7 @@ def wall(
     made.add_class("sw-wall")
     return made
 
-# %% ../nbs/43f_dashboard.ipynb #f9c49857
+# %% ../nbs/43f_dashboard.ipynb #91f60848
 _present: dict[str, "Dashboard"] = {}  # By folder: what a cell that runs again takes up
 
 
@@ -89,13 +90,14 @@ class Dashboard:
             before.close()
         _present[str(Path(home).resolve())] = self
         self.pictures = Album(self.place)
-        self.predicted: tuple[float, ...] = ()
+        self.predicted: tuple[float, ...] = ()  # Seconds of each training of the next depth
+        self._predicted_for: Any = None
         self.busy: list[str] = []  # What is being done in threads, in words
         self.task: Any = None
         self._drawing, self._reading, self._computing = (ThreadPoolExecutor(1) for _ in "123")
         self._next_draw = 0.0  # When the next picture may be drawn beside a training
-        self._written: dict[int, str] = {}  # What widgets show, so that only changes are sent
-        self._taken_up = ""  # What the last decision was made about
+        self._taken_up = ""  # The depth whose candidates can be chosen from
+        self._nodes: Any = None  # The steps that can be gone back to, and whether one waits
         if before is None and (run := latest_run(home)) is not None:
             self.place.open(run)
         shown = self.place.config if self.place.session else config or Config()
@@ -110,7 +112,7 @@ class Dashboard:
         self.status, self.message = widgets.HTML(), widgets.HTML()
         self.status.add_class("sw-status")
         self.message.add_class("sw-message")
-        self.table, self.cost = widgets.HTML(), widgets.HTML()
+        self.table, self.cost, self.left = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.table.add_class("sw-scroll")
         self.cost.add_class("sw-cost")
         self.depth_bar, self.network_bar = (
@@ -122,7 +124,8 @@ class Dashboard:
         self.code.layout.display = "none"
         self._build_buttons()
         self._build_tabs()
-        top = [widgets.HTML(STYLE), self.status, line(self.depth_bar, self.network_bar)]
+        bars = line(self.depth_bar, self.network_bar, self.left)
+        top = [widgets.HTML(STYLE), self.status, bars, self.cost]
         rest = [line(*self.go), line(*self.decide), line(*self.back), self.message, self.tabs]
         self.widget: Any = widgets.VBox([*top, *rest])
         self.widget.add_class("sw-dashboard")
@@ -159,10 +162,9 @@ class Dashboard:
         look = button("Audit", "Look for faults and leaks; takes a while", self._audit)
         data = [self.data.widget, line(read, look), self.text, wall(self.pictures.data)]
         data += [widgets.HTML("<b>augmentation</b>"), self.augment.widget, self.audit_text]
-        said = "Settings hold for the next run, or for a branch. Time is measured on a few batches."
-        guess = button("Predict cost", "How long the next depth will take", self._predict)
-        settings = [self.search.widget, widgets.HTML(said), line(guess)]
-        growth = [self.cost, self.table, wall(self.pictures.growth)]
+        said = "These settings hold for the next run, or for a branch."
+        settings = [widgets.HTML(said), self.search.widget]
+        growth = [self.table, wall(self.pictures.growth)]
         self.cutout = widgets.Combobox(placeholder="id of a cutout", ensure_option=False)
         show = button("Show", "Cover parts of it to see what counts", self._look)
         code = button("Copy as code", "The cell that repeats this run", self._show_code)
@@ -241,10 +243,8 @@ class Dashboard:
             if self.place.session is None and begin:
                 self.place.new(self.asked())
             session = self.place.begun()
-            self.predicted = ()
             self.tabs.selected_index = 2
-            name = {"start": "starting", "step": "starting"}.get(how, how)
-            self._do(name, getattr(session, how))
+            self._do("getting ready", getattr(session, how))
 
         self._act(act)
 
@@ -266,8 +266,6 @@ class Dashboard:
     def _new(self) -> None:
         def act() -> None:
             self.place.new(self.asked())
-            self.predicted = ()
-            self._predict()
 
         self._act(act)
 
@@ -283,19 +281,23 @@ class Dashboard:
         history = self.place.watch.record.history
         return history.config.compare if history else "loss"
 
+    def _decide(self, *said: Said) -> None:
+        "Say something to the search, once nothing else computes."
+        session = self.place.begun()
+        self._do("deciding", lambda: session.say(*said))
+
     def _accept(self, outcome: Outcome | None) -> None:
         if outcome is None:
             raise InputError("no candidate could be trained at this depth; reject it, or go back")
         said = f"accuracy {outcome.val_acc:.4f}, log-loss {outcome.val_loss:.4f}, by hand"
-        decision = Decision("accept", outcome.candidate.index, said, "person")
-        self.place.begun().say(decision)
+        self._decide(Decision("accept", outcome.candidate.index, said, "person"))
 
     def _accept_this(self) -> None:
         self._act(lambda: self._accept(self.pictures.candidate()))
 
     def _reject(self) -> None:
         decision = Decision("reject", None, "rejected by hand", "person")
-        self._act(lambda: self.place.begun().say(decision))
+        self._act(lambda: self._decide(decision))
 
     def _choose(self, change: Any) -> None:
         self.pictures.chosen = change["new"]
@@ -313,8 +315,12 @@ class Dashboard:
             if name == "":
                 raise InputError("give the branch a name first: letters, digits, _ and -")
             asked = plan_of(self.asked()) if name is not None else None
-            self.place.go_back(self.node.value, branch=name, asked=asked)
-            self.predicted, self.name.value = (), ""
+            number = self.node.value
+            self._do(
+                "going back",
+                lambda: self.place.go_back(number, branch=name, asked=asked),
+                lambda _: self._put(self.name, ""),
+            )
 
         self._act(act)
 
@@ -355,14 +361,22 @@ class Dashboard:
         self._act(act)
 
     def _predict(self) -> None:
-        def show(predicted: tuple[float, ...]) -> None:
-            self.predicted = predicted
-
-        def act() -> None:
+        "Measure what the next depth will take, if anything about it has changed."
+        place, record = self.place, self.place.watch.record
+        if place.state != "resting" or record.is_complete or place.loaders is None:
+            return
+        try:
             config = self.asked()
-            self._do("measuring what a step takes", lambda: self.place.predict(config), show)
+        except InputError:
+            return
+        about = (self.pictures.story_key(), repr(config.search), id(place.session))
+        if about != self._predicted_for and not self.busy:
+            self._predicted_for, self.predicted = about, ()
+            said = "measuring what a step takes"
+            self._do(said, lambda: place.predict(config), self._take_prediction, lambda said: None)
 
-        self._act(act)
+    def _take_prediction(self, predicted: tuple[float, ...]) -> None:
+        self.predicted = predicted
 
     def _evaluate(self) -> None:
         def show(found: Any) -> None:
@@ -438,13 +452,14 @@ class Dashboard:
         self._put(self.depth_bar, round(watch.share_done, 3))
         live = [t for t in watch.trainings.values() if t.outcome is None]
         if not live:
+            self._put(self.left, "")
             return self._put(self.network_bar, 1.0 if watch.trainings else 0.0)
         plan, left = live[-1].candidate.plan, live[-1].num_left
         self._put(self.network_bar, round(1 - left / plan.epochs, 3))
         taken = live[-1].epoch_s
         time_left = tell_seconds(left * taken) if taken is not None else "time not known yet"
-        said = f"{name_candidate(live[-1].candidate)}: {left} epochs, {time_left} left"
-        self._put(self.network_bar, said, "tooltip")
+        said = f"{name_candidate(live[-1].candidate)}: {left} epochs to go, {time_left}"
+        self._put(self.left, html.escape(said))
 
     def _write_choices(self) -> None:
         step, nodes = self.place.step, name_nodes(self.place.watch)
@@ -462,11 +477,12 @@ class Dashboard:
             if best is not None:
                 held = [o.candidate.index for o in known]
                 self.which.value = wanted if wanted in held else best.candidate.index
-        if list(self.node.options) != nodes:
+        known_nodes = (nodes, self.place.state == "asking")
+        if self._nodes != known_nodes:
+            self._nodes = known_nodes
             self.node.options = nodes
-            if nodes:
-                asking = self.place.state == "asking"
-                self.node.value = nodes[0 if asking or len(nodes) == 1 else 1][1]
+            if nodes:  # what waits is left, what was decided is taken back
+                self.node.value = nodes[0 if known_nodes[1] or len(nodes) == 1 else 1][1]
 
     def _write_buttons(self, state: str) -> None:
         record, begun = self.place.watch.record, self.place.session is not None
@@ -505,6 +521,7 @@ class Dashboard:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._drawing, self.place.watch.refresh)
         self.write()
+        self._predict()
         for picture in self.visible():
             training = self.place.state == "training"
             if picture.is_old and not (training and time.monotonic() < self._next_draw):

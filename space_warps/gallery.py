@@ -22,7 +22,7 @@ from .dataset import Space_Galaxi
 from .growth import blank, panel
 from .page import COLOURS
 
-# %% ../nbs/33d_gallery.ipynb #79f40fec
+# %% ../nbs/33d_gallery.ipynb #e9c5c707
 GROUND, INK = "#16181d", "#e8e8e8"
 
 
@@ -48,7 +48,7 @@ def plot_cutouts(
     images: Tensor,  # uint8 [images, channels, height, width]
     captions: Sequence[str],  # A line or two for each
     num_columns: int = 8,  # Cutouts beside each other
-    width: int = 860,  # Pixels
+    width: int = 792,  # Pixels
 ) -> Figure:
     "A sheet of cutouts with their captions."
     side = width / num_columns
@@ -111,11 +111,11 @@ def plot_augmented(
     both = torch.cat([originals, (changed * 255).round().to(torch.uint8)])
     return plot_cutouts(both, ["as read"] * num_shown + ["augmented"] * num_shown, num_shown)
 
-# %% ../nbs/33d_gallery.ipynb #e1fb0870
+# %% ../nbs/33d_gallery.ipynb #622b2e84
 def plot_distributions(
     train: Space_Galaxi,  # Rows to learn from
     val: Space_Galaxi,  # Rows to measure on
-    size: tuple[int, int] = (860, 200),  # Width and height in pixels
+    size: tuple[int, int] = (792, 190),  # Width and height in pixels
 ) -> Figure:
     "Rows of each class in both parts, and how the first feature is distributed."
     figure, (width, height) = blank(*size), size

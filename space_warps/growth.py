@@ -83,10 +83,10 @@ def colour_of(
     place = candidate.index + (candidate.role == "scratch")
     return COLOURS[:6][place % 6], MARKERS[place % len(MARKERS)]
 
-# %% ../nbs/33b_growth.ipynb #7cb9d876
+# %% ../nbs/33b_growth.ipynb #0fa1d839
 def plot_learning_curves(
     trainings: Sequence[Training],  # Of a depth
-    size: tuple[int, int] = (420, 240),  # Width and height in pixels
+    size: tuple[int, int] = (392, 224),  # Width and height in pixels
 ) -> Figure:
     "Validation accuracy and log-loss against epochs."
     figure, (width, height) = blank(*size), size
@@ -109,11 +109,11 @@ def plot_learning_curves(
         figure.legend(fontsize=7, ncols=4, loc="upper left", frameon=False, columnspacing=1)
     return figure
 
-# %% ../nbs/33b_growth.ipynb #508b8ea3
+# %% ../nbs/33b_growth.ipynb #4d6528bb
 def plot_growth(
     history: SearchHistory | None,  # The story so far; None before there is one
     trainings: Sequence[Training] = (),  # Of the depth that is open
-    size: tuple[int, int] = (420, 240),  # Width and height in pixels
+    size: tuple[int, int] = (392, 224),  # Width and height in pixels
 ) -> Figure:
     "Validation accuracy against depth, growing as the search goes on."
     figure, (width, height) = blank(*size), size
@@ -172,7 +172,7 @@ def _grown_line(axes: Axes, history: SearchHistory | None) -> None:
         style: dict[str, Any] = {"color": GREEN, "markersize": 10, "label": "trained in full"}
         axes.plot(kept.candidate.depth, kept.val_acc, "*", **style)
 
-# %% ../nbs/33b_growth.ipynb #16cf2150
+# %% ../nbs/33b_growth.ipynb #94cdb357
 def pareto_front(
     points: Sequence[tuple[float, float]],  # Size and accuracy
 ) -> list[tuple[float, float]]:  # By size
@@ -186,7 +186,7 @@ def pareto_front(
 
 def plot_pareto(
     history: SearchHistory | None,  # The story so far; None before there is one
-    size: tuple[int, int] = (420, 240),  # Width and height in pixels
+    size: tuple[int, int] = (392, 224),  # Width and height in pixels
 ) -> Figure:
     "Validation accuracy against the number of parameters."
     figure, (width, height) = blank(*size), size

@@ -33,12 +33,12 @@ def measure_block(
         block = build_block(spec, in_shape[0])
     return block_output_shape(spec, in_shape), sum(p.numel() for p in block.parameters())
 
-# %% ../nbs/33c_shapes.ipynb #7d98fcf6
+# %% ../nbs/33c_shapes.ipynb #15fef122
 def plot_network(
     empty: Architecture,  # The network without blocks
     blocks: Sequence[BlockSpec],  # From the image upwards
     num_settled: int | None = None,  # How many of them are decided; the others are candidates
-    size: tuple[int, int] = (860, 150),  # Width and height in pixels
+    size: tuple[int, int] = (792, 140),  # Width and height in pixels
 ) -> Figure:
     "The blocks from left to right, with their maps and parameters; candidates in orange."
     figure = blank(*size)
@@ -72,7 +72,7 @@ def plot_network(
     axes.axis("off")
     return figure
 
-# %% ../nbs/33c_shapes.ipynb #f5e949e1
+# %% ../nbs/33c_shapes.ipynb #59c5a009
 def place_nodes(
     record: RunRecord,  # What the events of a run tell
 ) -> dict[int, tuple[int, int]]:  # Node -> depth, and lane from 0
@@ -108,7 +108,7 @@ def way_to(
 
 def plot_tree(
     record: RunRecord,  # What the events of a run tell
-    size: tuple[int, int] = (420, 240),  # Width and height in pixels
+    size: tuple[int, int] = (392, 224),  # Width and height in pixels
 ) -> Figure:
     "The steps of a run with all ways that were taken."
     figure = blank(*size)

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,3 +109,36 @@ def real() -> Catalogue:
     if not (REAL / "annotations.csv").is_file():
         pytest.skip("no real catalogue beside this checkout; SPACE_GALAXI_DIR can name one")
     return Catalogue(REAL / "annotations.csv", REAL / "images")
+
+
+# A browser: Debian's chromium, driven by playwright. CI has both and skips nothing.
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where chromium is; a machine without one skips what needs it."""
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("no chromium on this machine; CI has to install it")
+        pytest.skip("no chromium on this machine; apt-get install chromium brings one")
+    return CHROMIUM
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Any]:
+    """A browser without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        shown = driver.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+        yield shown
+        shown.close()
