@@ -28,7 +28,7 @@ from .shapes import plot_network, plot_tree
 from .views import Picture
 from .workplace import Workplace
 
-# %% ../nbs/43e_album.ipynb #220f3f82
+# %% ../nbs/43e_album.ipynb #283aec81
 class Album:
     "Every picture of a workplace, by the page that it is on."
 
@@ -94,7 +94,7 @@ class Album:
         return plot_distributions(*sides) if sides else None
 
     def _curves(self) -> Figure | None:
-        trainings = list(self.place.watch.trainings.values())
+        trainings = [t for t in self.place.watch.trainings.values() if t.epochs]
         return plot_learning_curves(trainings) if trainings else None
 
     def _growth(self) -> Figure | None:

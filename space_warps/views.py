@@ -112,20 +112,23 @@ def candidates_table(
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
-# %% ../nbs/43c_views.ipynb #855f93d8
+# %% ../nbs/43c_views.ipynb #73a14296
 def tell_cost(
     watch: Watch,  # The run
     predicted: Sequence[float] = (),  # Seconds of each training of the next depth
 ) -> str:
     "What a run has taken so far, and what the next depth will."
     spent = sum(watch.seconds.values())
-    told = f"{len(watch.seconds)} networks trained in {tell_seconds(spent)}"
+    count = len(watch.seconds)
+    told = f"{count} network{'s'[: count != 1]} trained"
+    told += f" in {tell_seconds(spent)}" if count else ""
     history = watch.record.history
     if history is not None and history.config.time_budget_s is not None:
         told += f" of {tell_seconds(history.config.time_budget_s)}"
     if predicted:
         most = tell_seconds(sum(predicted))
-        told += f"; the next depth will take about {most} ({len(predicted)} networks)"
+        which = "this depth was predicted to take" if watch.is_open else "the next depth will take"
+        told += f"; {which} about {most} ({len(predicted)} networks)"
     return told
 
 # %% ../nbs/43c_views.ipynb #1772194e
