@@ -142,7 +142,7 @@ def first_picture_seconds(home: Path) -> float:
 
 def main() -> None:
     """Print the figures, and keep them."""
-    options = parse(__doc__, rounds=3, fraction=0.6, epochs=4)
+    options = parse(__doc__, rounds=3, fraction=0.4, epochs=3)
     config = asked(options.fraction, options.epochs)
     lags: list[float] = []
     pairs = []

@@ -28,7 +28,7 @@ from .shapes import plot_network, plot_tree
 from .views import Picture
 from .workplace import Workplace
 
-# %% ../nbs/43e_album.ipynb #283aec81
+# %% ../nbs/43e_album.ipynb #6db0ae2e
 class Album:
     "Every picture of a workplace, by the page that it is on."
 
@@ -66,7 +66,7 @@ class Album:
         return [*self.data, *self.growth, *self.after]
 
     def _rows_key(self) -> Any:
-        return id(self.place.loaders), repr(self.place.config.augment)
+        return id(self.place.preview)
 
     def _live_key(self) -> Any:
         trainings = self.place.watch.trainings.items()
@@ -80,18 +80,21 @@ class Album:
         return str(place.watch.folder), *turned, ended, id(place.evaluation)
 
     def _classes(self) -> Figure | None:
-        loaders = self.place.loaders
-        return plot_classes(loaders[0].dataset) if loaders else None  # type: ignore[arg-type]
+        sides = self._previewed()
+        return plot_classes(sides[0]) if sides else None
 
     def _augmented(self) -> Figure | None:
-        loaders, augment = self.place.loaders, self.place.config.augment
-        data: Any = loaders[0].dataset if loaders else None
-        return plot_augmented(data, augment) if loaders else None
+        sides, preview = self._previewed(), self.place.preview
+        return plot_augmented(sides[0], preview[0].augment) if preview else None
 
     def _split(self) -> Figure | None:
-        loaders = self.place.loaders
-        sides: list[Any] = [loader.dataset for loader in loaders] if loaders else []
+        sides = self._previewed()
         return plot_distributions(*sides) if sides else None
+
+    def _previewed(self) -> list[Any]:
+        "Training and validation rows of the catalogue that was read last."
+        preview = self.place.preview
+        return [loader.dataset for loader in preview[1]] if preview else []
 
     def _curves(self) -> Figure | None:
         trainings = [t for t in self.place.watch.trainings.values() if t.epochs]
@@ -148,7 +151,7 @@ class Album:
     def _flips_key(self) -> Any:
         step, outcome = self.place.step, self.candidate()
         name = outcome.candidate.name if outcome else None
-        return step and (step.depth, step.control.weights_sha256), name, self._rows_key()
+        return step and (step.depth, step.control.weights_sha256), name, id(self.place.loaders)
 
     def _flips(self) -> Figure | None:
         step, outcome, loaders = self.place.step, self.candidate(), self.place.loaders
@@ -165,7 +168,7 @@ class Album:
         return plot_reliability(self.place.evaluation) if self.place.evaluation else None
 
     def _answers_key(self) -> Any:
-        return self.story_key(), self._rows_key(), id(self.place.tested)
+        return self.story_key(), id(self.place.loaders), id(self.place.tested)
 
     def _mistakes(self) -> Figure | None:
         answered = self.place.answers()

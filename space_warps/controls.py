@@ -24,7 +24,7 @@ try:
 except ImportError as error:
     raise ImportError("the dashboard needs ipywidgets: pip install 'space_warps[lab]'") from error
 
-# %% ../nbs/43a_controls.ipynb #62cc333e
+# %% ../nbs/43a_controls.ipynb #68efb808
 DATA_LABELS = {
     "data.csv_path": "catalogue (CSV; empty: the sample)",
     "data.img_dir_path": "folder of images",
@@ -65,6 +65,7 @@ SEARCH_LABELS = {
     "search.seed": "seed",
     "search.workers": "trainings at once (processes)",
     "search.device": "device (empty: the best there is)",
+    "run.accept_changes": "go on with other versions, device or rows",
 }
 
 # %% ../nbs/43a_controls.ipynb #b78492c7

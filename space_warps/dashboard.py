@@ -72,7 +72,7 @@ def wall(
     made.add_class("sw-wall")
     return made
 
-# %% ../nbs/43f_dashboard.ipynb #91f60848
+# %% ../nbs/43f_dashboard.ipynb #2bb00a25
 _present: dict[str, "Dashboard"] = {}  # By folder: what a cell that runs again takes up
 
 
@@ -163,7 +163,11 @@ class Dashboard:
         data = [self.data.widget, line(read, look), self.text, wall(self.pictures.data)]
         data += [widgets.HTML("<b>augmentation</b>"), self.augment.widget, self.audit_text]
         said = "These settings hold for the next run, or for a branch."
-        settings = [widgets.HTML(said), self.search.widget]
+        tip = "Folder of a run, of this dashboard or of the command line"
+        runs = [str(path.parent) for path in sorted(self.place.home.glob("*/events.jsonl"))]
+        self.other = widgets.Combobox(placeholder="folder of a run", options=runs, tooltip=tip)
+        take_up = button("Open", "Take up another run", self._open)
+        settings = [widgets.HTML(said), self.search.widget, line(self.other, take_up)]
         growth = [self.table, wall(self.pictures.growth)]
         self.cutout = widgets.Combobox(placeholder="id of a cutout", ensure_option=False)
         show = button("Show", "Cover parts of it to see what counts", self._look)
@@ -243,6 +247,7 @@ class Dashboard:
             if self.place.session is None and begin:
                 self.place.new(self.asked())
             session = self.place.begun()
+            session.accept_changes = self.asked().run.accept_changes
             self.tabs.selected_index = 2
             self._do("getting ready", getattr(session, how))
 
@@ -268,6 +273,15 @@ class Dashboard:
             self.place.new(self.asked())
 
         self._act(act)
+
+    def _open(self) -> None:
+        def show(session: Any) -> None:
+            for form in (self.data, self.augment, self.search):
+                form.show(self.place.config)
+            self._read()
+
+        folder = self.other.value.strip()
+        self._do("opening the run", lambda: self.place.open(folder), show)
 
     def _accept_best(self) -> None:
         def act() -> None:
@@ -342,12 +356,12 @@ class Dashboard:
     def _show_rows(self, config: Config) -> None:
         if self.place.session is None:
             self.place.config = config
-        loaders = self.place.loaders
-        if loaders is not None:
-            train, val = (len(loader.dataset) for loader in loaders)  # type: ignore[arg-type]
+        if self.place.preview is not None:
+            loaders: Any = self.place.preview[1]
+            train, val = (len(loader.dataset) for loader in loaders)
             said = f"{train:,} rows to train on, {val:,} to validate with"
             if self.place.session is not None:
-                said += "; the run that is open keeps the rows it was begun with"
+                said += "; the run that is open keeps those it was begun with"
             self.text.value = html.escape(said)
 
     def _audit(self) -> None:
@@ -552,4 +566,6 @@ class Dashboard:
         "Leave the view as it is; a search that runs goes on."
         if self.task is not None:
             self.task.cancel()
+        for threads in (self._drawing, self._reading, self._computing):
+            threads.shutdown(wait=False)
         self.widget.close()

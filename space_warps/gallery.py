@@ -146,7 +146,7 @@ def plot_distributions(
     right.legend(fontsize=7, frameon=False)
     return figure
 
-# %% ../nbs/33d_gallery.ipynb #ee0baa1a
+# %% ../nbs/33d_gallery.ipynb #cbf31505
 @dataclass(frozen=True)
 class Flips:
     "Rows that one of two networks has right and the other wrong; those answered most surely first."
@@ -198,7 +198,7 @@ def _told(
     row: int,
 ) -> str:
     truth, said = dataset.classes[dataset.catalogue.labels[row]], dataset.classes[answers[row]]
-    answer = "" if truth == said else f"\nanswer {said} {sure[row]:.0%}"
+    answer = "" if truth == said else f"\n→ {said} {sure[row]:.0%}"
     return f"{truth}{answer}".replace("$", r"\$")
 
 # %% ../nbs/33d_gallery.ipynb #fc3e2488

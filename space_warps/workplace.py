@@ -78,7 +78,7 @@ def differing(
         if f.name != "seed" and getattr(config, f.name) != getattr(before, f.name)
     }
 
-# %% ../nbs/43d_workplace.ipynb #17657a91
+# %% ../nbs/43d_workplace.ipynb #99eb95a6
 class Workplace:
     "Runs in a folder, one of which is worked on."
 
@@ -92,7 +92,8 @@ class Workplace:
         self.watch = Watch(self.home / "none")
         self.tested: Answered | None = None  # Test rows, once they were opened
         self.evaluation: dict[str, Any] | None = None  # As `evaluate_run` gives it
-        self._rows: tuple[Any, Loaders] | None = None
+        self.preview: tuple[Config, Loaders] | None = None  # What was read last, for which keys
+        self._rows: dict[str, Loaders] = {}  # Of the run, and of the preview
 
     @property
     def state(self) -> State:
@@ -101,8 +102,8 @@ class Workplace:
 
     @property
     def loaders(self) -> Loaders | None:
-        "The rows that were read last."
-        return self._rows[1] if self._rows else None
+        "The rows of the run, once they were read."
+        return self._rows.get(_rows_key(self.config))
 
     @property
     def step(self) -> Step | None:
@@ -117,10 +118,13 @@ class Workplace:
         config: Config,  # Which catalogue, and how
     ) -> Loaders:
         "Training and validation rows; read again only if something else is asked for."
-        key = config.data, config.augment, config.search.seed
-        if self._rows is None or self._rows[0] != key:
-            self._rows = key, read_rows(config, *catalogue_paths(config.data))
-        return self._rows[1]
+        key, own = _rows_key(config), _rows_key(self.config)
+        if key not in self._rows:
+            found = read_rows(config, *catalogue_paths(config.data))
+            self._rows = {name: rows for name, rows in self._rows.items() if name == own}
+            self._rows[key] = found
+        self.preview = config, self._rows[key]
+        return self._rows[key]
 
     def new(
         self,
@@ -247,6 +251,10 @@ class Workplace:
     def code(self) -> str:
         "The cell that repeats the run."
         return as_code(self.config, decisions_of(self.watch.events))
+
+
+def _rows_key(config: Config) -> str:
+    return repr((config.data, config.augment, config.search.seed))
 
 
 def audit_rows(
