@@ -112,7 +112,7 @@ def candidates_table(
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
-# %% ../nbs/43c_views.ipynb #73a14296
+# %% ../nbs/43c_views.ipynb #703e3ef8
 def tell_cost(
     watch: Watch,  # The run
     predicted: Sequence[float] = (),  # Seconds of each training of the next depth
@@ -125,7 +125,7 @@ def tell_cost(
     history = watch.record.history
     if history is not None and history.config.time_budget_s is not None:
         told += f" of {tell_seconds(history.config.time_budget_s)}"
-    if predicted:
+    if predicted and not watch.record.is_complete:
         most = tell_seconds(sum(predicted))
         which = "this depth was predicted to take" if watch.is_open else "the next depth will take"
         told += f"; {which} about {most} ({len(predicted)} networks)"
