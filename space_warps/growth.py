@@ -109,7 +109,7 @@ def plot_learning_curves(
         figure.legend(fontsize=7, ncols=4, loc="upper left", frameon=False, columnspacing=1)
     return figure
 
-# %% ../nbs/33b_growth.ipynb #4d6528bb
+# %% ../nbs/33b_growth.ipynb #12df4d0d
 def plot_growth(
     history: SearchHistory | None,  # The story so far; None before there is one
     trainings: Sequence[Training] = (),  # Of the depth that is open
@@ -119,10 +119,10 @@ def plot_growth(
     figure, (width, height) = blank(*size), size
     axes = panel(figure, (46, 34, width - 8, height - 26), "depth (blocks)", "validation accuracy")
     steps = history.steps if history else ()
-    for step in steps:
-        others = [o for o in step.outcomes if o is not step.taken]
+    if steps:
+        others = [o for step in steps for o in step.outcomes if o is not step.taken]
         _dots(axes, others, BLUE, "o", "not taken", hollow=True)
-        _dots(axes, [step.control], ORANGE, "x", "control")
+        _dots(axes, [step.control for step in steps], ORANGE, "x", "control")
     _grown_line(axes, history)
     for training in trainings:
         if training.epochs:
