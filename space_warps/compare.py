@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'Compared', 'compared', 'compare_simple', 'fixed_network', 'ResNet18', 'compare_networks']
 
-# %% ../nbs/32c_compare.ipynb #bd918a92
+# %% ../nbs/32c_compare.ipynb #1bb82a83
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +21,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.models import resnet18
 
 from .augment import orientations
 from .baselines import image_statistics
@@ -145,7 +144,7 @@ def fixed_network(
         key=lambda made: abs(count_cost(made).macs - wanted),
     )
 
-# %% ../nbs/32c_compare.ipynb #62505acd
+# %% ../nbs/32c_compare.ipynb #658981d5
 class ResNet18(nn.Module):
     "torchvision's ResNet-18 on the encoded image, with features beside its last layer."
 
@@ -157,6 +156,10 @@ class ResNet18(nn.Module):
         scaling = architecture.scaling
         self.encoder = ImageEncoder(scaling.image_mean, scaling.image_std, architecture.softening)
         self.projector = ProgressiveModel(replace(architecture, blocks=())).projector
+        from torchvision.models import (
+            resnet18,
+        )  # brings torch's compiler along, which takes seconds
+
         self.trunk = resnet18(weights=None)
         channels = architecture.encoded_shape[0]
         self.trunk.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)

@@ -102,7 +102,7 @@ def best_outcome(
         done, key=lambda o: (badness(o, compare), o.num_params, o.candidate.index), default=None
     )
 
-# %% ../nbs/20c_history.ipynb #de8c036a
+# %% ../nbs/20c_history.ipynb #2ad45d02
 @dataclass(frozen=True)
 class Decision:
     "What follows from the outcomes of a depth."
@@ -113,6 +113,7 @@ class Decision:
     by: str = "rule"  # Who decided
     note: str = ""  # What a person wants to be remembered
     beside: tuple[int, ...] = ()  # Candidates that it builds on as well, the better first
+    is_last: bool = False  # Whether growing ends with it, whatever more could be tried
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Step:
         "The outcome that the next depth builds on, for good or on trial."
         return self.beam[0] if self.beam else None
 
-# %% ../nbs/20c_history.ipynb #94ab0ad1
+# %% ../nbs/20c_history.ipynb #a3717feb
 RESERVED = r"(?!(main|finish|tensorboard|wandb)$|step_)"  # Other folders of a run
 BRANCH_NAME = re.compile(RESERVED + r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
@@ -170,6 +171,7 @@ class Turn:
     changes: dict[str, Any] = field(default_factory=dict)  # Settings that differ on the branch
     note: str = ""  # What shall be remembered
     by: str = "person"  # Who decided
+    is_last: bool = False  # Whether growing ends there: what is grown is trained in full
 
     def __post_init__(self) -> None:
         if self.to_step < 0:
@@ -183,6 +185,8 @@ class Turn:
             )
         if self.take is not None and (self.to_step == 0 or self.take < 0):
             raise InputError("a candidate is taken by its index, from 0, of a depth from 1")
+        if self.is_last and self.to_step == 0:
+            raise InputError("the empty network cannot be trained in full; grow a block first")
 
 # %% ../nbs/20c_history.ipynb #ecf6cfed
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ class Finish:
         "The one that was kept."
         return self.outcomes[self.index] if self.index is not None else None
 
-# %% ../nbs/20c_history.ipynb #df7006ac
+# %% ../nbs/20c_history.ipynb #4830579b
 class LayerDict(TypedDict):
     "One accepted block, as `progressive_architecture_search` reports it."
 
@@ -283,6 +287,8 @@ class SearchHistory:
                 f"back to depth {turn.to_step - 1}"
             )
         branch = turn.branch or f"undo-{len(self.branches)}"
+        if turn.is_last and turn.branch is None and turn.to_step == len(self.steps):
+            return replace(self, steps=_ending(steps, True), stopped="", finish=None)
         if branch in self.branches:
             raise InputError(f"there is a branch {branch} already; give another name")
         if turn.branch is not None:
@@ -291,7 +297,7 @@ class SearchHistory:
         return replace(
             self,
             config=config,
-            steps=steps,
+            steps=_ending(steps, turn.is_last),
             stopped="",
             finish=None,
             branch=branch,
@@ -316,7 +322,7 @@ class SearchHistory:
             for layer, spec in enumerate(blocks, 1)
         ]
 
-# %% ../nbs/20c_history.ipynb #48e46800
+# %% ../nbs/20c_history.ipynb #68ae69d6
 def _taken_instead(step: Step, turn: Turn) -> Step:
     known = {outcome.candidate.index for outcome in step.outcomes if outcome.failed is None}
     if turn.take not in known:
@@ -324,6 +330,14 @@ def _taken_instead(step: Step, turn: Turn) -> Step:
         raise InputError(f"depth {step.depth} has no candidate {turn.take}; it has {told}")
     decision = Decision("accept", turn.take, "taken on a branch", turn.by, turn.note)
     return replace(step, decision=decision)
+
+
+def _ending(steps: tuple[Step, ...], is_last: bool) -> tuple[Step, ...]:
+    "The same steps, with the last one as the end of growing, or not."
+    if not steps or steps[-1].decision.is_last == is_last:
+        return steps
+    decision = replace(steps[-1].decision, is_last=is_last)
+    return (*steps[:-1], replace(steps[-1], decision=decision))
 
 # %% ../nbs/20c_history.ipynb #fa389c22
 def accuracy_interval(

@@ -72,7 +72,7 @@ class Path:
         "With its network trained in full."
         return replace(self, history=replace(self.history, finish=finish), finished=kept)
 
-# %% ../nbs/23b_path.ipynb #ac303fd2
+# %% ../nbs/23b_path.ipynb #67eba48f
 def reason_to_stop(
     path: Path,  # How far the search is
     seconds: float,  # Since it began
@@ -82,6 +82,8 @@ def reason_to_stop(
     depth = len(steps) + 1
     if steps and steps[-1].taken is None:
         return f"depth {depth - 1} brought no gain"
+    if steps and steps[-1].decision.is_last:
+        return f"growing was ended at depth {depth - 1}"
     for name in ("max_steps", "max_layers"):
         if (limit := getattr(config, name)) is not None:
             if depth > limit:
