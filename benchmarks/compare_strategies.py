@@ -185,8 +185,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
     asked = parser.parse_args()
     if asked.quick:
-        asked.folds, asked.fraction, asked.ways = asked.folds[:1], 0.4, ["", "halving"]
-        asked.budget, asked.finish_epochs, asked.resnet_epochs = "150epochs", 15, 2
+        asked.folds, asked.fraction, asked.ways = asked.folds[:1], 0.3, ["", "halving"]
+        asked.budget, asked.finish_epochs, asked.resnet_epochs = "80epochs", 10, 2
     rows = []
     with tempfile.TemporaryDirectory() as place:
         folder = asked.catalogue
