@@ -38,6 +38,7 @@ FILES = {
     "model.json",
     "progressive_summary.json",
     "accuracy_vs_depth.png",
+    "pareto.png",
     "report.html",
 }
 KEYS = [
@@ -90,6 +91,7 @@ def test_a_run_leaves_its_files_and_keys(
     history = read_history(tmp_path / "run")
     taken = [step.taken for step in history.steps if step.taken is not None]
     kept = {outcome.candidate.name for outcome in (*taken, history.final)}
+    kept |= {point["name"] for point in summary["pareto"]}
     assert weights_in(tmp_path / "run") == sorted(kept)
     assert any(name.startswith("finish/") for name in kept) == (not words)
     assert (summary["finish"] is None) == bool(words)
@@ -227,7 +229,9 @@ def test_a_search_stopped_by_a_signal_keeps_what_it_has(
     history = read_history(run)
     assert history.stopped == stopped and history.finish is None
     assert {path.name for path in run.iterdir() if path.is_file()} == FILES
-    assert weights_in(run) == kept, "weights that nobody decided on"
+    summary = json.loads((run / "progressive_summary.json").read_text())
+    front = {point["name"] for point in summary["pareto"]}
+    assert set(weights_in(run)) == {*kept, *front}, "weights that nobody decided on"
     assert load_snapshot(run).model().num_layers == len(history.accepted) == len(kept)
 
 
