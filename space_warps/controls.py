@@ -6,7 +6,7 @@
 __all__ = ['DATA_LABELS', 'AUGMENT_LABELS', 'SEARCH_LABELS', 'parse_value', 'parse_widths', 'write_value', 'choices_of',
            'with_key', 'hint_of', 'Form']
 
-# %% ../nbs/43a_controls.ipynb #12ba466f
+# %% ../nbs/43a_controls.ipynb #93bfd1c9
 import html
 import typing
 from collections.abc import Callable, Mapping
@@ -17,14 +17,15 @@ from .blocks import registered_blocks
 from .config import Config, explain_keys, known_keys
 from .core import InputError
 from .loaders import check_share
-from .settings import CHOICES
+from .settings import CHOICES, LISTS
+from .strategies import registered_strategies
 
 try:
     import ipywidgets as widgets
 except ImportError as error:
     raise ImportError("the dashboard needs ipywidgets: pip install 'space_warps[lab]'") from error
 
-# %% ../nbs/43a_controls.ipynb #68efb808
+# %% ../nbs/43a_controls.ipynb #59a10400
 DATA_LABELS = {
     "data.csv_path": "catalogue (CSV; empty: the sample)",
     "data.img_dir_path": "folder of images",
@@ -47,7 +48,11 @@ AUGMENT_LABELS = {
 SEARCH_LABELS = {
     "search.strategy": "strategy",
     "search.families": "families of blocks",
-    "search.kind": "family of blocks",
+    "search.morphs": "what a step may do",
+    "search.num_candidates": "candidates of a step, at most (0: all)",
+    "search.beam_width": "networks that beam and pnas build on",
+    "search.rungs": "epochs at which the worse are dropped (2, 6, 18)",
+    "search.max_params": "parameters, at most (empty: any)",
     "search.k_candidates": "channels k to try (by depth: 8, 16; 32, 64)",
     "search.epochs_per_eval": "epochs per candidate",
     "search.max_layers": "largest depth (blocks)",
@@ -59,7 +64,7 @@ SEARCH_LABELS = {
     "search.accept": "accept",
     "search.patience": "depths without gain that are held",
     "search.time_budget_s": "time budget (s; empty: none)",
-    "search.budget": "budget",
+    "search.budget": "budget (20min, 300epochs; empty: none)",
     "search.finish": "train in full at the end",
     "search.finish_epochs": "epochs of that training",
     "search.seed": "seed",
@@ -118,15 +123,14 @@ def write_value(
         return ("; " if nested else ", ").join(map(write_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
-# %% ../nbs/43a_controls.ipynb #eb07654d
+# %% ../nbs/43a_controls.ipynb #aa64f8bc
 def choices_of(
     key: str,  # Of a configuration
 ) -> tuple[Any, ...]:  # Empty where any value of the type may be given
     "The values that a key can have."
     name = key.partition(".")[2]
-    if name in ("kind", "families"):
-        return registered_blocks()
-    return tuple(CHOICES.get(name, ()))
+    known = {"families": registered_blocks(), "strategy": registered_strategies()}
+    return tuple(known.get(name) or CHOICES.get(name) or LISTS.get(name) or ())
 
 
 def with_key(
