@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['propose', 'train_chained', 'best_grown', 'try_depth']
 
-# %% ../nbs/23a_depth.ipynb #c03b19f8
+# %% ../nbs/23a_depth.ipynb #65451fd1
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,14 +19,14 @@ from .predictor import pnas  # noqa: F401  its strategy is registered
 from .runner import Grown
 from .space import Proposal
 
-# %% ../nbs/23a_depth.ipynb #03640530
+# %% ../nbs/23a_depth.ipynb #82d7f326
 def propose(
     history: SearchHistory,  # The story so far
     tips: Sequence[Grown],  # The networks that the step builds on
 ) -> tuple[Candidate, ...]:  # The control first, then the candidates by index
     "What to train at a step; raises `InputError` where nothing can be tried."
     known = tips[0].outcome
-    recipe = known.candidate.recipe(history.config.vary) if known else {}
+    recipe = known.candidate.recipe(history.config.varied) if known else {}
     control = Proposal(tips[0].snapshot.architecture.blocks, "none", recipe=recipe)
     return tuple(
         _settle(history, proposal, tips[proposal.parent], place)

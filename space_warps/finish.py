@@ -14,7 +14,7 @@ from .history import Candidate, Finish, Outcome, best_outcome
 from .runner import Grown
 from .settings import SearchConfig
 
-# %% ../nbs/22b_finish.ipynb #843c4687
+# %% ../nbs/22b_finish.ipynb #3625ca19
 def propose_finish(
     config: SearchConfig,  # What the search does
     grown: Outcome,  # How the grown network was trained
@@ -25,7 +25,7 @@ def propose_finish(
     depth, blocks = grown.candidate.depth, grown.candidate.blocks
     first_epoch = (config.max_layers + 1) * config.step_epochs  # not seen by the search
     seeds = [derive_seed(config.seed, 0, place) for place in range(config.finish_seeds + 1)]
-    recipe = grown.candidate.recipe(config.vary)
+    recipe = grown.candidate.recipe(config.varied)
     plans = [config.plan(config.finish_epochs, first_epoch, s, recipe=recipe) for s in seeds]
     continued = Candidate(
         depth, 0, blocks, plans[0], True, config.jitter, past, "continued", branch

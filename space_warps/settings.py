@@ -19,7 +19,7 @@ from .blocks import ACTIVATIONS, POOLINGS, BlockSpec, registered_blocks
 from .core import InputError
 from .plan import SCHEDULES, SCOPES, TrainPlan
 
-# %% ../nbs/20a_settings.ipynb #afb1d748
+# %% ../nbs/20a_settings.ipynb #19fad20b
 LISTS: dict[str, tuple[Any, ...] | None] = {
     "families": None,  # those that are registered
     "kernel_sizes": None,
@@ -83,7 +83,6 @@ class SearchConfig:
     finish_seeds: int = 1  # Trainings from scratch beside it, each from other first weights
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "vary", self.vary or {})
         for name in (*LISTS, "k_candidates", "rungs", "vary"):
             object.__setattr__(self, name, _as_tuples(getattr(self, name)))
         self._check_space()
@@ -137,7 +136,7 @@ class SearchConfig:
                 "warm_start='chained' trains one candidate after the other, each from the best so "
                 "far; it goes with strategy='greedy' and without rungs"
             )
-        check_varied(self.vary)
+        check_varied(self.varied)
         counted = ("max_params", "max_macs", "max_steps", "beam_width")
         counts: dict[str, int | None] = {name: getattr(self, name) for name in counted}
         for name, count in counts.items():
@@ -153,6 +152,11 @@ class SearchConfig:
                 "num_candidates is at least 0 and explore a share in [0, 1]; got "
                 f"{self.num_candidates} and {self.explore}"
             )
+
+    @property
+    def varied(self) -> dict[str, Any]:
+        "Name -> values of what is varied of a training."
+        return self.vary or {}
 
     @property
     def step_epochs(self) -> int:
@@ -231,14 +235,14 @@ def _as_tuples(values: Any) -> Any:
         return {name: _as_tuples(each) for name, each in sorted(values.items())}
     return tuple(map(_as_tuples, values)) if isinstance(values, list | tuple) else values
 
-# %% ../nbs/20a_settings.ipynb #b9bd39e6
+# %% ../nbs/20a_settings.ipynb #79fc565d
 def recipes(
     config: SearchConfig,  # What the search does
 ) -> tuple[dict[str, Any], ...]:  # Each with a value for every name; one empty one without any
     "Everything that `vary` asks to try."
     return tuple(
-        dict(zip(config.vary, values, strict=True))
-        for values in itertools.product(*config.vary.values())
+        dict(zip(config.varied, values, strict=True))
+        for values in itertools.product(*config.varied.values())
     )
 
 

@@ -69,7 +69,7 @@ def expand(
                 child = (*child[:-1], replace(child[-1], dropout=recipe["dropout"]))
             yield Proposal(child, morph, parent, recipe)
 
-# %% ../nbs/22d_space.ipynb #1f09e618
+# %% ../nbs/22d_space.ipynb #ecd5cae2
 def refusal(
     config: SearchConfig,  # Names the limits
     empty: Architecture,  # The network without blocks
@@ -123,7 +123,7 @@ def proposal_of(
     config: SearchConfig,  # Names what was varied
 ) -> Proposal:
     "What a candidate was before it was settled how to train it."
-    recipe = candidate.recipe(config.vary)
-    if "dropout" in config.vary:
+    recipe = candidate.recipe(config.varied)
+    if "dropout" in config.varied:
         recipe["dropout"] = candidate.blocks[-1].dropout if candidate.blocks else 0.0
     return Proposal(candidate.blocks, candidate.morph, candidate.parent, recipe)

@@ -159,7 +159,8 @@ def test_max_layers_is_kept(runner: LocalRunner, max_layers: int) -> None:
 
 
 def test_the_bias_is_carried_by_the_warm_start(runner: LocalRunner) -> None:
-    narrow = replace(propose(QUICK, 1, Grown(runner.empty))[1], jitter=0.0)
+    begun = SearchHistory(QUICK, runner.empty.architecture, runner.num_train, runner.num_val)
+    narrow = replace(propose(begun, [Grown(runner.empty)])[1], jitter=0.0)
     model = first_weights(narrow, runner.empty)
     with torch.no_grad():
         model.blocks[0].conv.bias.copy_(torch.arange(4.0))
