@@ -244,7 +244,7 @@ def plot_pareto(
     )
     return figure
 
-# %% ../nbs/30_report.ipynb #07559883
+# %% ../nbs/30_report.ipynb #220416e3
 def write_report(
     history: SearchHistory,  # The story of a search
     model_sha256: str,  # Of model.safetensors
@@ -265,6 +265,10 @@ def write_report(
     return summary
 
 
+def _end(stopped: str) -> str:
+    return f"ended: {stopped}" if stopped else "not at its end"
+
+
 def describe(
     summary: dict[str, Any],  # As `write_report` gives it
 ) -> str:  # A few lines of text
@@ -280,6 +284,5 @@ def describe(
         f"{_blocks(summary['num_layers'])} ({widths} channels), "
         f"{summary['total_trainable_params']:,} parameters{trained}\n"
         f"validation accuracy {summary['final_val_accuracy']:.3f} "
-        f"({low:.3f} to {high:.3f} at 95%, {summary['num_val']} rows)\n"
-        f"ended: {summary['stopped']}"
+        f"({low:.3f} to {high:.3f} at 95%, {summary['num_val']} rows)\n" + _end(summary["stopped"])
     )
