@@ -87,7 +87,7 @@ def best_grown(
     best = best_outcome([grown.outcome for grown in done if grown.outcome is not None], compare)
     return next((grown for grown in done if best is not None and grown.outcome is best), None)
 
-# %% ../nbs/23a_depth.ipynb #a879b2ca
+# %% ../nbs/23a_depth.ipynb #6fba9f74
 def try_depth(
     history: SearchHistory,  # The story so far
     candidates: Sequence[Candidate],  # As `propose` gives them
@@ -107,17 +107,17 @@ def try_depth(
         (control, *done), earlier = train_rungs(config, candidates, starts, train_wave)
     outcomes = tuple(grown.outcome for grown in done if grown.outcome is not None)
     assert control.outcome is not None
-    last = max(outcome.candidate.rung for outcome in outcomes)
-    whole = [
-        g if o.candidate.rung == last else replace(g, scores=None)
-        for g, o in zip(done, outcomes, strict=True)
-    ]
-    tests = compare_with_control(control, whole, rows, derive_seed(config.seed, depth))
-    compared = {
-        o: test for o, test in zip(outcomes, tests, strict=True) if o.candidate.rung == last
-    }
+    last = max((o.candidate.rung for o in outcomes if o.failed is None), default=0)
+    whole = [grown for grown in done if _rung(grown) == last]
+    found = compare_with_control(control, whole, rows, derive_seed(config.seed, depth))
+    compared = dict(zip([g.outcome for g in whole if g.outcome], found, strict=True))
     num_held = len(history.steps) - history.num_accepted
     decision = decide(
-        config, list(compared), accepted.outcome, control.outcome, num_held, list(compared.values())
+        config, list(compared), accepted.outcome, control.outcome, num_held, list(found)
     )
+    tests = tuple(compared.get(outcome) for outcome in outcomes)
     return Step(depth, outcomes, control.outcome, decision, tests, tuple(earlier)), done
+
+
+def _rung(grown: Grown) -> int:
+    return grown.outcome.candidate.rung if grown.outcome else 0

@@ -5,67 +5,22 @@
 # %% auto #0
 __all__ = ['predict_seconds']
 
-# %% ../nbs/23e_forecast.ipynb #cfa2ec23
-import functools
-import statistics
-import time
+# %% ../nbs/23e_forecast.ipynb #35eca024
 from dataclasses import replace
 
-import torch
-from torch.utils.data import DataLoader
-
-from .core import autocast, deterministic, seeded
-from .dataset import Batch
 from .depth import propose
-from .history import Candidate, SearchHistory
-from .loaders import iterate
-from .model import Architecture, ProgressiveModel
-from .plan import build_optimizer
-from .runner import Grown, LocalRunner
+from .history import SearchHistory
+from .runner import Grown, Runner
 from .snapshot import Snapshot
-from .train import learn_from, place_model
 
-# %% ../nbs/23e_forecast.ipynb #3c8ad28d
-def _seconds_of_step(
-    empty: Architecture, candidate: Candidate, runner: LocalRunner, num_batches: int
-) -> float:
-    "Median seconds that a network takes to learn from one batch, gathering it included."
-    architecture = replace(empty, blocks=candidate.blocks)
-    with seeded(candidate.plan.seed):
-        model = ProgressiveModel(architecture)
-    place_model(model, runner.device)
-    optimizer = build_optimizer(model, candidate.plan)
-    learn = functools.partial(learn_from, model, optimizer, candidate.plan.label_smoothing)
-    precision, seconds = runner.computing["precision"], []
-    batches = iterate(runner.train_loader, runner.device, candidate.plan.first_epoch)
-    with seeded(candidate.plan.seed), deterministic(), autocast(precision, runner.device):
-        for _ in range(num_batches + 1):
-            began = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                break
-            float(learn(batch))  # waits for a GPU
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:] or seconds)  # the first one is slower
-
-# %% ../nbs/23e_forecast.ipynb #ce476078
+# %% ../nbs/23e_forecast.ipynb #fcc1c146
 def predict_seconds(
     history: SearchHistory,  # The story so far
-    runner: LocalRunner,  # Who will train
-    num_batches: int = 3,  # Batches that each network is timed with
+    runner: Runner,  # Who will train
 ) -> tuple[float, ...]:  # Seconds of the control, then of each candidate
     "How long the trainings of a depth will take, each by itself."
     tips = [Grown(Snapshot(replace(history.empty, blocks=each), {})) for each in history.tips]
-    wave = propose(history, tips)
-    rounds = len(runner.train_loader) + _batches(runner.val_loader, runner.train_loader) / 3
     return tuple(
-        _seconds_of_step(history.empty, candidate, runner, num_batches)
-        * rounds
-        * candidate.plan.epochs
-        for candidate in wave
+        runner.seconds_per_epoch(candidate.blocks) * candidate.plan.epochs
+        for candidate in propose(history, tips)
     )
-
-
-def _batches(loader: DataLoader[Batch], like: DataLoader[Batch]) -> float:
-    "Batches of a loader, if they were as large as those of another."
-    return len(loader) * (loader.batch_size or 1) / (like.batch_size or 1)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MARKERS', 'GREY', 'blank', 'panel', 'to_png', 'name_candidate', 'colour_of', 'plot_learning_curves', 'plot_growth',
-           'pareto_front', 'plot_pareto']
+           'plot_pareto']
 
-# %% ../nbs/33b_growth.ipynb #7826b84f
+# %% ../nbs/33b_growth.ipynb #6b7d17c3
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from .history import Candidate, Outcome, SearchHistory, accuracy_interval
 from .page import COLOURS
+from .pareto import pareto_front
 from .report import BLUE, GREEN, ORANGE
 from .watch import Training
 
@@ -172,18 +173,7 @@ def _grown_line(axes: Axes, history: SearchHistory | None) -> None:
         style: dict[str, Any] = {"color": GREEN, "markersize": 10, "label": "trained in full"}
         axes.plot(kept.candidate.depth, kept.val_acc, "*", **style)
 
-# %% ../nbs/33b_growth.ipynb #94cdb357
-def pareto_front(
-    points: Sequence[tuple[float, float]],  # Size and accuracy
-) -> list[tuple[float, float]]:  # By size
-    "Those that no other one beats: smaller and at least as good, or better and at most as large."
-    front: list[tuple[float, float]] = []
-    for size, score in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or score > front[-1][1]:
-            front.append((size, score))
-    return front
-
-
+# %% ../nbs/33b_growth.ipynb #71df8c38
 def plot_pareto(
     history: SearchHistory | None,  # The story so far; None before there is one
     size: tuple[int, int] = (392, 224),  # Width and height in pixels
@@ -195,14 +185,14 @@ def plot_pareto(
     tried = [o for step in steps for o in step.outcomes if o.failed is None]
     if not tried:
         return figure
-    taken = [step.taken for step in steps if step.taken is not None]
-    points = [(float(o.num_params), o.val_acc) for o in tried]
-    xs, ys = zip(*points, strict=True)
-    axes.scatter(xs, ys, 18, "none", edgecolors=BLUE, label="tried")
-    xs, ys = zip(*pareto_front(points), strict=True)
-    axes.plot(xs, ys, color=ORANGE, linewidth=1, label="not beaten")
-    xs, ys = tuple(o.num_params for o in taken), tuple(o.val_acc for o in taken)
-    axes.scatter(xs, ys, 26, BLUE, marker="s", label="taken")
+    kinds: tuple[tuple[str, Sequence[Outcome], int, dict[str, Any]], ...] = (
+        ("tried", tried, 18, {"facecolors": "none", "edgecolors": BLUE}),
+        ("not beaten", pareto_front(tried), 52, {"facecolors": "none", "edgecolors": ORANGE}),
+        ("taken", [s.taken for s in steps if s.taken], 26, {"color": BLUE, "marker": "s"}),
+    )
+    for label, outcomes, area, style in kinds:
+        xs, ys = [o.num_params for o in outcomes], [o.val_acc for o in outcomes]
+        axes.scatter(xs, ys, area, label=label, **style)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.0f}")

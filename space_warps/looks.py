@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['network_here', 'flips_of', 'snapshot_of', 'Answered', 'answers_here', 'look_at', 'predict_next']
 
-# %% ../nbs/33f_looks.ipynb #bb28e283
+# %% ../nbs/33f_looks.ipynb #13773f46
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from .history import Outcome, SearchHistory, Step
 from .path import Path as SearchPath
 from .path import reason_to_stop
 from .record import going_on, stored_scores, stored_snapshot
-from .runner import Grown, LocalRunner
+from .runner import Grown, Runner
 from .settings import SearchConfig
 from .snapshot import Snapshot
 from .watch import Watch
@@ -104,11 +104,11 @@ def look_at(
     falls = occlusion_map(model, image, features, answer, patch=patch, stride=max(1, patch // 2))
     return plot_attention(image, falls, f"{truth}, answer {given} {float(said[answer]):.0%}")
 
-# %% ../nbs/33f_looks.ipynb #e058af30
+# %% ../nbs/33f_looks.ipynb #55de3c3d
 def predict_next(
     watch: Watch,  # The run; it may not have begun
     config: SearchConfig,  # What is asked, where it has not
-    runner: LocalRunner,  # Who will train
+    runner: Runner,  # Who will train
 ) -> tuple[float, ...]:  # Seconds of each training; none where no depth comes next
     "How long the next depth will take. Nothing else may train meanwhile."
     if watch.record.history is None:

@@ -237,8 +237,8 @@ def is_failure(
     kinds = (Diverged, MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or "can't allocate memory" in str(error)  # that of the CPU
 
-# %% ../nbs/22_runner.ipynb #60b26e89
-TIMED_BATCHES = 12  # Of an epoch, to know how long it takes
+# %% ../nbs/22_runner.ipynb #bdc2d0f2
+TIMED_BATCHES = 6  # Of an epoch, to know how long it takes
 
 
 class LocalRunner:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['State', 'Begin', 'first_cause', 'Session']
 
-# %% ../nbs/33a_session.ipynb #321002da
+# %% ../nbs/33a_session.ipynb #d2128dac
 import queue
 import threading
 import time
@@ -21,7 +21,7 @@ from .page import write_page
 from .record import RunRecord, going_on, read_record
 from .runner import Runner
 from .runs import RunFolder, record_turn
-from .search import Said, search
+from .search import Said, decided, search
 from .settings import SearchConfig
 from .train import Stopped
 
@@ -37,7 +37,7 @@ def first_cause(
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
-# %% ../nbs/33a_session.ipynb #f9c40791
+# %% ../nbs/33a_session.ipynb #37e84fd3
 State = Literal["resting", "training", "paused", "asking"]
 Begin = Callable[[], tuple[Runner, dict[str, Any]]]
 
@@ -113,8 +113,7 @@ class Session:
         story = going_on(self._record)
         for each in said:
             if isinstance(each, Decision):
-                _check_decision(step, each)
-                step = replace(step, decision=each)
+                step = decided(step, each)
         story = replace(story, steps=(*story.steps, step))
         for each in said:
             if isinstance(each, Turn):
@@ -247,12 +246,3 @@ class Session:
 
 def _is_at_end(run: RunFolder) -> bool:
     return run.record.is_complete
-
-
-def _check_decision(step: Step, decision: Decision) -> None:
-    trained = [o.candidate.index for o in step.outcomes if o.failed is None]
-    if decision.kind != "reject" and decision.index not in trained:
-        told = ", ".join(map(str, trained)) or "none that could be trained"
-        raise InputError(
-            f"candidate {decision.index} cannot be taken at depth {step.depth}; it has {told}"
-        )

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Proposal', 'morphed', 'expand', 'refusal', 'possible', 'proposal_of']
 
-# %% ../nbs/22d_space.ipynb #ec0a0062
+# %% ../nbs/22d_space.ipynb #1313521d
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,26 +69,27 @@ def expand(
                 child = (*child[:-1], replace(child[-1], dropout=recipe["dropout"]))
             yield Proposal(child, morph, parent, recipe)
 
-# %% ../nbs/22d_space.ipynb #ecd5cae2
+# %% ../nbs/22d_space.ipynb #01c34ac8
 def refusal(
     config: SearchConfig,  # Names the limits
     empty: Architecture,  # The network without blocks
     blocks: tuple[BlockSpec, ...],  # What is to be built
 ) -> str:  # Empty where nothing speaks against it
     "Why a network cannot be tried."
+    architecture, found = replace(empty, blocks=blocks), dict[str, float]()
     try:
-        _ = replace(empty, blocks=blocks).map_shape
+        _ = architecture.map_shape
     except InputError as error:
         return str(error)
-    measured: dict[str, Callable[[], float]] = {
-        "max_params": lambda: count_cost(replace(empty, blocks=blocks)).params,
-        "max_macs": lambda: count_cost(replace(empty, blocks=blocks)).macs,
-        "max_latency_ms": lambda: _latency(replace(empty, blocks=blocks)),
-    }
-    for name, measure in measured.items():
+    if config.max_params is not None or config.max_macs is not None:
+        cost = count_cost(architecture)
+        found |= {"max_params": cost.params, "max_macs": cost.macs}
+    if config.max_latency_ms is not None:
+        found["max_latency_ms"] = _latency(architecture)
+    for name, value in found.items():
         limit = getattr(config, name)
-        if limit is not None and (found := measure()) > limit:
-            return f"no candidate is within {name}={limit:,}; one of them has {found:,.6g}"
+        if limit is not None and value > limit:
+            return f"no candidate is within {name}={limit:,}; one of them has {value:,.6g}"
     return ""
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['latest_run', 'new_folder', 'plan_of', 'differing', 'Workplace', 'audit_rows']
 
-# %% ../nbs/43d_workplace.ipynb #84dbd62a
+# %% ../nbs/43d_workplace.ipynb #75cab002
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -33,14 +33,13 @@ from space_warps.inputs import (
 )
 from .looks import Answered, answers_here, predict_next
 from .repeat import decisions_of
-from .runner import LocalRunner, Runner
+from .runner import Runner
 from .runs import check_ended
 from .session import Session, State
 from .settings import SearchConfig
 from .shapes import way_to
 from .snapshot import load_snapshot
 from .watch import Watch
-from .workers import WorkerRunner
 
 # %% ../nbs/43d_workplace.ipynb #3449cad4
 def latest_run(
@@ -78,7 +77,7 @@ def differing(
         if f.name != "seed" and getattr(config, f.name) != getattr(before, f.name)
     }
 
-# %% ../nbs/43d_workplace.ipynb #99eb95a6
+# %% ../nbs/43d_workplace.ipynb #a799ce7f
 class Workplace:
     "Runs in a folder, one of which is worked on."
 
@@ -218,10 +217,7 @@ class Workplace:
             runner = self.session.ready()
         else:
             runner = make_runner(config, self.read(config))
-        local = runner.runner if isinstance(runner, WorkerRunner) else runner
-        if not isinstance(local, LocalRunner):
-            return ()
-        return predict_next(self.watch, plan_of(config), local)
+        return predict_next(self.watch, plan_of(config), runner)
 
     def evaluate(self) -> dict[str, Any]:  # As written
         "Measure the finished network on the test rows; the opening is written down."
