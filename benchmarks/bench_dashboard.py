@@ -73,8 +73,8 @@ async def looked_at(dashboard: Dashboard, config: Config, lags: list[float]) -> 
     """Seconds of a search with the dashboard open on its Growth page."""
     session = dashboard.place.new(config)
     session.ready()
-    dashboard.tabs.selected_index = 2
-    views = asyncio.create_task(dashboard._keep_up())
+    dashboard.panel.open_page("Growth")
+    views = asyncio.create_task(dashboard.keep_up())
     began = time.perf_counter()
     session.start()
     while session.state == "training":
@@ -100,7 +100,6 @@ def long_run(place: Workplace, num_steps: int = 20, num_candidates: int = 8) -> 
     watch.add(event_to_json(SearchStarted(SearchConfig(), empty, 1000, 120)))
     blocks: tuple[BlockSpec, ...] = ()
     for depth in range(1, num_steps + 1):
-        watch.add(event_to_json(StepStarted(depth, (BlockSpec(8),) * num_candidates)))
         outcomes = []
         for index in range(num_candidates):
             specs = (*blocks, BlockSpec(8 * (index + 1), pool=1 + (depth < 5)))
@@ -112,6 +111,8 @@ def long_run(place: Workplace, num_steps: int = 20, num_candidates: int = 8) -> 
         control = replace(
             outcomes[0], candidate=replace(outcomes[0].candidate, role="control", blocks=blocks)
         )
+        wave = tuple(outcome.candidate for outcome in (control, *outcomes))
+        watch.add(event_to_json(StepStarted(depth, wave, len(wave))))
         for outcome in (control, *outcomes):
             watch.add(event_to_json(CandidateStarted(outcome.candidate)))
             watch.add(event_to_json(CandidateEnded(outcome)))

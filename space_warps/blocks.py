@@ -6,7 +6,7 @@
 __all__ = ['POOLINGS', 'ACTIVATIONS', 'BlockFamily', 'COMMUTING', 'MapShape', 'BlockSpec', 'register_block', 'registered_blocks',
            'build_block', 'ConvBlock', 'last_layers', 'conv_block', 'block_output_shape']
 
-# %% ../nbs/10_blocks.ipynb #6ef9f422
+# %% ../nbs/10_blocks.ipynb #1ef553c8
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.ops import SqueezeExcitation
 
 from .core import InputError
 from .norm import pooled_norm
@@ -97,7 +96,7 @@ def _family(spec: BlockSpec) -> BlockFamily:
         raise InputError(f"unknown block {spec.kind!r}; registered: {known}")
     return _families[spec.kind]
 
-# %% ../nbs/10_blocks.ipynb #5e9ef85f
+# %% ../nbs/10_blocks.ipynb #180144a5
 class ConvBlock(nn.Sequential):
     "Conv2d -> BatchNorm2d -> ReLU -> Dropout2d -> MaxPool2d, computed with the maximum first."
 
@@ -123,6 +122,8 @@ def last_layers(
     "What every family ends with: channels weighed, left out, and pooled."
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if spec.squeeze:
+        from torchvision.ops import SqueezeExcitation  # loading takes seconds
+
         layers["squeeze"] = SqueezeExcitation(spec.k, max(1, spec.k // 4))
     layers["drop"] = nn.Dropout2d(spec.dropout)
     if spec.pooling != "stride":

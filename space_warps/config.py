@@ -6,11 +6,12 @@
 __all__ = ['TEXT_KEYS', 'DataConfig', 'SearchKeys', 'RunConfig', 'EvaluateConfig', 'SimulateConfig', 'Config', 'schema',
            'known_keys', 'explain_keys', 'read_config', 'to_config', 'read_run_config']
 
-# %% ../nbs/42a_config.ipynb #32a2933e
+# %% ../nbs/42a_config.ipynb #48714f95
 import difflib
+import functools
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -132,7 +133,7 @@ class Config:
             raise InputError(f"step is a depth, a whole number from 0; got {self.step!r}")
         return self.step
 
-# %% ../nbs/42a_config.ipynb #fb8cb154
+# %% ../nbs/42a_config.ipynb #ed74fa5e
 def schema() -> DictConfig:
     "The keys with their types and defaults; frozen dataclasses, made writable for merging."
     tree: DictConfig = OmegaConf.structured(Config)
@@ -142,7 +143,8 @@ def schema() -> DictConfig:
     return tree
 
 
-def known_keys() -> dict[str, Any]:  # key -> default
+@functools.cache
+def known_keys() -> Mapping[str, Any]:  # key -> default
     "Every key with its default."
     sections: dict[str, Any] = OmegaConf.to_container(schema())  # type: ignore[assignment]
     found: dict[str, Any] = {}
@@ -152,7 +154,8 @@ def known_keys() -> dict[str, Any]:  # key -> default
     return found
 
 
-def explain_keys() -> dict[str, str]:  # key -> what it means
+@functools.cache
+def explain_keys() -> Mapping[str, str]:  # key -> what it means
     "What each key means, from the comments beside the fields."
     kinds: dict[str, Any] = {each.name: each.default_factory for each in fields(Config)}
     found = _comments(Config)

@@ -6,17 +6,16 @@
 __all__ = ['EXPANSION', 'convolve', 'Beside', 'residual_block', 'depthwise', 'separable_block', 'inverted_residual_block',
            'inception_block']
 
-# %% ../nbs/10d_families.ipynb #1a75916c
+# %% ../nbs/10d_families.ipynb #1ac5a8db
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation
 
 from .blocks import ACTIVATIONS, BlockSpec, last_layers, register_block
 from .core import InputError
 
-# %% ../nbs/10d_families.ipynb #f47fb342
+# %% ../nbs/10d_families.ipynb #a266a0e6
 def convolve(
     in_channels: int,  # That come in
     out_channels: int,  # That come out
@@ -28,6 +27,8 @@ def convolve(
     activate: bool = True,  # Whether an activation follows
 ) -> nn.Module:  # [batch, in, height, width] -> [batch, out, height / stride, width / stride]
     "Convolution, batch normalisation, activation."
+    from torchvision.ops import Conv2dNormActivation  # loading takes seconds
+
     layers: nn.Module = Conv2dNormActivation(
         in_channels,
         out_channels,

@@ -6,7 +6,8 @@
 __all__ = ['Role', 'RESERVED', 'BRANCH_NAME', 'Candidate', 'Outcome', 'badness', 'best_outcome', 'Decision', 'Step', 'Turn',
            'Finish', 'LayerDict', 'SearchHistory', 'accuracy_interval']
 
-# %% ../nbs/20c_history.ipynb #0ca42e5e
+# %% ../nbs/20c_history.ipynb #5de62a1b
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -339,7 +340,8 @@ def _ending(steps: tuple[Step, ...], is_last: bool) -> tuple[Step, ...]:
     decision = replace(steps[-1].decision, is_last=is_last)
     return (*steps[:-1], replace(steps[-1], decision=decision))
 
-# %% ../nbs/20c_history.ipynb #fa389c22
+# %% ../nbs/20c_history.ipynb #2b952ab8
+@functools.lru_cache(maxsize=4096)
 def accuracy_interval(
     accuracy: float,  # Share of correct rows, in [0, 1]
     num_rows: int,  # Number of rows it was measured on

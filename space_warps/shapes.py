@@ -33,7 +33,7 @@ def measure_block(
         block = build_block(spec, in_shape[0])
     return block_output_shape(spec, in_shape), sum(p.numel() for p in block.parameters())
 
-# %% ../nbs/33c_shapes.ipynb #15fef122
+# %% ../nbs/33c_shapes.ipynb #11551e2a
 def plot_network(
     empty: Architecture,  # The network without blocks
     blocks: Sequence[BlockSpec],  # From the image upwards
@@ -46,20 +46,25 @@ def plot_network(
     num_settled = len(blocks) if num_settled is None else num_settled
     channels, height, width = empty.image_shape
     shape = empty.encoded_shape
-    boxes = [(f"image\n{width}x{height} px\n{channels} channel{'s'[: channels > 1]}", shape, GREY)]
+    is_long = len(blocks) > 7  # the boxes are narrow, and say less
+    said = f"image\n{width}x{height}"
+    said += "" if is_long else f" px\n{channels} channel{'s'[: channels > 1]}"
+    boxes = [(said, shape, GREY)]
     for place, spec in enumerate(blocks):
         try:
             shape, num_params = measure_block(spec, shape)
         except InputError:
             break
-        said = f"{spec.kind} {spec.kernel_size}x{spec.kernel_size}\n{shape[2]}x{shape[1]} px, "
-        said += f"k={spec.k}\n{num_params:,} par."
+        said = f"k={spec.k}\n{shape[2]}x{shape[1]}"
+        if not is_long:
+            said = f"{spec.kind} {spec.kernel_size}x{spec.kernel_size}\n{shape[2]}x{shape[1]} px, "
+            said += f"k={spec.k}\n{num_params:,} par."
         boxes.append((said, shape, BLUE if place < num_settled else ORANGE))
-    said = f"head\n{len(empty.classes)} classes"
+    said = f"head\n{len(empty.classes)}{'' if is_long else ' classes'}"
     boxes.append((said, (len(empty.classes), height // 2, 1), GREY))
-    room = max(6.6, len(boxes)) if len(boxes) < 10 else len(boxes)
+    room = max(6.6, len(boxes))
     most = max([shape[0] for _, shape, _ in boxes])
-    fontsize = 7.5 if len(boxes) < 10 else 5
+    fontsize = 6.5 if is_long else 7.5
     for place, (said, (wide, high, _), colour) in enumerate(boxes):
         breadth, side = 0.12 + 0.5 * (wide / most) ** 0.5, 0.1 + 0.9 * high / height
         corner = place + 0.5 - breadth / 2, 0.5 - side / 2

@@ -7,17 +7,15 @@ __all__ = ['Pixels', 'RECIPE_VERSION', 'STAR', 'QSO', 'GALAXY', 'RECIPE', 'STARL
            'Seeing', 'draw_seeing', 'grid', 'point', 'spiral_arms', 'galaxy', 'add_neighbours', 'sky_noise',
            'SkyObject', 'draw_object', 'draw_cutout', 'to_jpeg']
 
-# %% ../nbs/05a_sky.ipynb #5e2fed7b
+# %% ../nbs/05a_sky.ipynb #6c01ea69
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from astropy.modeling.models import Moffat2D, Sersic2D
 from astropy.visualization import AsinhStretch, PercentileInterval
 from PIL import Image
 from scipy.ndimage import convolve, gaussian_filter
-from scipy.signal import fftconvolve
 
 # %% ../nbs/05a_sky.ipynb #7d4eef91
 Pixels = npt.NDArray[np.float64]
@@ -75,7 +73,7 @@ def draw_seeing(rng: np.random.Generator) -> Seeing:
         angle=rng.uniform(0, np.pi),
     )
 
-# %% ../nbs/05a_sky.ipynb #a3282f77
+# %% ../nbs/05a_sky.ipynb #23657e05
 def grid(
     size: int,  # Height and width, pixels
     x0: float,  # The origin, pixels right of the middle
@@ -90,6 +88,8 @@ def grid(
 
 def point(x: Pixels, y: Pixels, seeing: Seeing) -> Pixels:
     "A star at the origin of `x` and `y`, with a peak of 1."
+    from astropy.modeling.models import Moffat2D  # loading takes a second
+
     cos, sin = np.cos(seeing.angle), np.sin(seeing.angle)
     gamma = seeing.fwhm / 2 / np.sqrt(2 ** (1 / seeing.beta) - 1)
     moffat = Moffat2D(gamma=gamma, alpha=seeing.beta)
@@ -116,7 +116,7 @@ def spiral_arms(
     arms: Pixels = 1 + rng.uniform(0.3, 0.8) * np.minimum(distance, 1) * np.cos(2 * phase)
     return arms
 
-# %% ../nbs/05a_sky.ipynb #81411c87
+# %% ../nbs/05a_sky.ipynb #4f45aaf0
 def galaxy(
     size: int,  # Height and width, pixels
     x0: float,  # Its middle, pixels right of the image's
@@ -126,6 +126,9 @@ def galaxy(
     rng: np.random.Generator,
 ) -> Pixels:  # (size, size)
     "A galaxy with a peak of 1 after the blur."
+    from astropy.modeling.models import Sersic2D  # loading takes a second
+    from scipy.signal import fftconvolve
+
     padded = size + 16  # light from beyond the edge is blurred into the image
     x, y = grid(padded, x0, y0, oversample=2)
     thickness, angle = 0.15, rng.uniform(0, np.pi)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'STYLE', 'tell_seconds', 'tell_state', 'tell_verdict', 'candidates_table', 'tell_cost', 'name_nodes',
-           'Picture']
+           'name_others', 'Picture']
 
 # %% ../nbs/43c_views.ipynb #a870cecf
 import html
@@ -131,7 +131,7 @@ def tell_cost(
         told += f"; {which} about {most} ({len(predicted)} networks)"
     return told
 
-# %% ../nbs/43c_views.ipynb #1772194e
+# %% ../nbs/43c_views.ipynb #4bb3592e
 def name_nodes(
     watch: Watch,  # The run
 ) -> list[tuple[str, int]]:  # What to show, and the number of the node
@@ -152,6 +152,22 @@ def name_nodes(
         where = "" if number in way else f" (left, {history.branch})"
         named.append((f"{number}: depth {len(history.steps)}, {said}{where}", number))
     return named
+
+
+def name_others(
+    watch: Watch,  # The run
+    number: int | None,  # Of a node; None is none
+) -> list[tuple[str, int | None]]:  # What to show, and the index of the candidate
+    "What a branch can take at a step: what was taken, or another candidate."
+    nodes = watch.record.nodes
+    options: list[tuple[str, int | None]] = [("as it was taken", None)]
+    if number is None or not 0 <= number < len(nodes) or not nodes[number].history.steps:
+        return options
+    step = nodes[number].history.steps[-1]
+    known = [o for o in step.outcomes if o.failed is None and o is not step.taken]
+    return options + [
+        (f"take {name_candidate(o.candidate)} · {o.val_acc:.3f}", o.candidate.index) for o in known
+    ]
 
 # %% ../nbs/43c_views.ipynb #7d356aa6
 class Picture:

@@ -129,6 +129,7 @@ class Shown:
     def __init__(self, browser: Any, lab: Lab, name: str) -> None:
         from playwright.sync_api import expect
 
+        expect.set_options(timeout=WAIT)
         self.expect, self.lab, self.name = expect, lab, name
         self.page = browser.new_page(viewport={"width": 1280, "height": 800})
         self.page.set_default_timeout(WAIT)
@@ -139,7 +140,7 @@ class Shown:
         place = f"lab/workspaces/{self.name}/tree/{self.name}.ipynb"  # of its own: no other tabs
         self.page.goto(f"{self.lab.url}/{place}?token={self.lab.token}")
         self.page.locator(".jp-Notebook").wait_for()
-        self.expect(self.bar).to_contain_text("| Idle", timeout=WAIT)
+        self.expect(self.bar).to_contain_text("| Idle")
 
     @property
     def bar(self) -> Any:
@@ -158,12 +159,12 @@ class Shown:
 
     def press(self, name: str) -> None:
         """Wait until a button can be pressed, and press it."""
-        self.expect(self.button(name)).to_be_enabled(timeout=WAIT)
+        self.expect(self.button(name)).to_be_enabled()
         self.button(name).click()
 
     def says(self, text: str | re.Pattern[str]) -> None:
         """Wait for the status line."""
-        self.expect(self.page.locator(".sw-status")).to_contain_text(text, timeout=WAIT)
+        self.expect(self.page.locator(".sw-status")).to_contain_text(text)
 
     def picture(self, name: str) -> Any:
         """One of the pictures."""
@@ -271,8 +272,12 @@ def test_a_network_is_grown_by_hand(lab: Lab, show: Callable[..., Shown]) -> Non
     shown.page.get_by_placeholder("branch name").press("Tab")
     nodes = shown.page.locator(".sw-dashboard select").nth(1)
     nodes.select_option(index=0)
+    instead = shown.page.locator(".sw-dashboard select").nth(2)
+    shown.expect(instead.locator("option")).to_have_count(2)
+    instead.select_option(index=1)
     shown.press("Branch")
     shown.says("of branch wide")
+    assert read_history(run_of(runs)).steps[0].decision.index == 1 - other
     shown.press("Step")
     shown.says("asking")
     shown.press("Accept best")
@@ -332,7 +337,7 @@ def test_pause_reload_restart(lab: Lab, show: Callable[..., Shown]) -> None:
     shown.page.get_by_role("menuitem", name="Kernel", exact=True).click()
     shown.page.locator('li[data-command="kernelmenu:restart"]').click()
     shown.page.get_by_role("button", name="Confirm Kernel Restart").click()
-    shown.expect(shown.bar).to_contain_text("| Idle", timeout=WAIT)
+    shown.expect(shown.bar).to_contain_text("| Idle")
     shown.run_all()
     shown.says("resting at depth")
     assert not read_record(run_of(runs)).is_complete
