@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DIRECTIVE = re.compile(r"^#\|\s*([\w-]+):?[ \t]*(.*)\n?", re.MULTILINE)
 BACKTICKED = re.compile(r"(?<![`\[}\w])`([A-Za-z_][\w.]*)(\(\))?`(?![`\]])")
 NOTEBOOK_LINK = re.compile(r"\]\(([\w./-]+)\.ipynb(#[\w-]+)?\)")
+SCREENSHOTS = "../../docs/screenshots"  # Seen from a page in a folder of nbs/
 TEXT_LINK = re.compile(r"\[[^\]]*\]\(([\w./-]+\.md)\)")
 
 LAYERS = {
@@ -68,6 +69,7 @@ def page_of(notebook: str) -> str:
 def write_pages(target: Path) -> None:
     """Write all sources of the site."""
     shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(ROOT / "docs/screenshots", target / "screenshots")
     site = read_site()
     for notebook, page in site.pages.items():
         path = target / f"{page}.ipynb"
@@ -192,10 +194,11 @@ def prose(site: Site, notebook: str, text: str) -> str:
             raise SystemExit(f"nbs/{notebook}.ipynb: no notebook {match[1]}.ipynb to link to")
         return f"]({posixpath.relpath(other, here or '.')}.ipynb{match[2] or ''})"
 
-    return "".join(
-        part if part.startswith("```") else linked(site, NOTEBOOK_LINK.sub(to_page, part))
-        for part in parts
-    )
+    def placed(part: str) -> str:
+        part = part.replace(f"]({SCREENSHOTS}/", "](/screenshots/")
+        return linked(site, NOTEBOOK_LINK.sub(to_page, part))
+
+    return "".join(part if part.startswith("```") else placed(part) for part in parts)
 
 
 def linked(site: Site, text: str) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'Dashboard']
 
-# %% ../nbs/43i_dashboard.ipynb #57727c48
+# %% ../nbs/43i_dashboard.ipynb #9ba4ffe1
 import asyncio
 import html
 import logging
@@ -26,13 +26,13 @@ from .looks import look_at, network_here, snapshot_of
 from .panel import Panel
 from .search import Said
 from .session import first_cause
-from .views import Picture
+from .views import AS_TAKEN, Picture
 from .words import alert, show_bars, show_buttons, show_choices, show_status
 from .workplace import Workplace, audit_rows, latest_run, plan_of
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/43i_dashboard.ipynb #a30b4ce8
+# %% ../nbs/43i_dashboard.ipynb #c72227e4
 _present: dict[str, "Dashboard"] = {}  # By folder: what a cell that runs again takes up
 
 
@@ -166,7 +166,8 @@ class Dashboard:
         if (number := self.panel.node.value) is None:
             raise InputError("there is no step to go back to yet; press Step first")
         asked = plan_of(self.asked()) if name is not None else None
-        take = self.panel.instead.value if name is not None else None
+        chosen = self.panel.instead.value
+        take = chosen if name is not None and chosen != AS_TAKEN else None
 
         def work() -> None:
             self.place.go_back(number, branch=name, take=take, asked=asked)

@@ -173,14 +173,14 @@ def _grown_line(axes: Axes, history: SearchHistory | None) -> None:
         style: dict[str, Any] = {"color": GREEN, "markersize": 10, "label": "trained in full"}
         axes.plot(kept.candidate.depth, kept.val_acc, "*", **style)
 
-# %% ../nbs/33b_growth.ipynb #71df8c38
+# %% ../nbs/33b_growth.ipynb #9caa159b
 def plot_pareto(
     history: SearchHistory | None,  # The story so far; None before there is one
     size: tuple[int, int] = (392, 224),  # Width and height in pixels
 ) -> Figure:
     "Validation accuracy against the number of parameters."
     figure, (width, height) = blank(*size), size
-    axes = panel(figure, (46, 34, width - 8, height - 26), "parameters", "validation accuracy")
+    axes = panel(figure, (46, 34, width - 20, height - 26), "parameters", "validation accuracy")
     steps = history.steps if history else ()
     tried = [o for step in steps for o in step.outcomes if o.failed is None]
     if not tried:

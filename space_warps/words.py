@@ -78,7 +78,7 @@ def show_bars(
     said = f"{name_candidate(last.candidate)}: {last.num_left} epochs to go, {tell_seconds(left_s)}"
     put(panel.left, html.escape(said))
 
-# %% ../nbs/43g_words.ipynb #6e62926c
+# %% ../nbs/43g_words.ipynb #6d340e7e
 def show_choices(
     panel: Panel,  # What is written
     place: Workplace,  # What is told
@@ -103,7 +103,7 @@ def show_choices(
             panel.node.value = nodes[0 if is_asking or len(nodes) == 1 else 1][1]
     others = name_others(place.watch, panel.node.value)
     if _is_new(panel, "instead", others):
-        panel.instead.options = others
+        panel.instead.options, panel.instead.index = others, 0
 
 
 def _is_new(panel: Panel, name: str, about: Any) -> bool:

@@ -1,5 +1,6 @@
 """The dashboard in a real JupyterLab, and as a page of its own, driven by a browser."""
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from PIL import Image
 
 from space_warps.commands import make_runner
 from space_warps.config import read_run_config
@@ -123,6 +125,13 @@ def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
         yield Lab(f"http://127.0.0.1:{port}", token, work)
 
 
+def keep_picture(content: bytes, name: str) -> None:
+    """Write a PNG with few colours, which is a third as large."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    picture = Image.open(io.BytesIO(content)).convert("RGB").quantize(128, dither=0)
+    picture.save(PICTURES / f"{name}.png", optimize=True)
+
+
 class Shown:
     """A notebook in a browser, and what a person does with it."""
 
@@ -183,12 +192,11 @@ class Shown:
         return self.page.locator(".sw-field").filter(has_text=label)
 
     def keep(self, name: str) -> None:
-        """A picture of the whole dashboard, for a person to look at."""
-        PICTURES.mkdir(parents=True, exist_ok=True)
+        """A picture of the whole dashboard, for a person to look at, and for the documentation."""
         self.page.set_viewport_size({"width": 1280, "height": 2000})
         self.page.locator(".sw-dashboard").evaluate("e => e.scrollIntoView()")
         self.page.wait_for_timeout(400)
-        self.page.screenshot(path=PICTURES / f"{name}.png")
+        keep_picture(self.page.locator(".sw-dashboard").screenshot(), name)
         self.page.set_viewport_size({"width": 1280, "height": 800})
 
     def is_wider_than_the_window(self) -> bool:
@@ -293,7 +301,7 @@ def test_a_network_is_grown_by_hand(lab: Lab, show: Callable[..., Shown]) -> Non
     for name in ("confusion", "reliability", "mistakes"):
         shown.picture(name).wait_for()
     shown.press("Copy as code")
-    code = re.compile(r"Turn\(1, 'wide'\).*is_last=True", re.DOTALL)
+    code = re.compile(r"Turn\(1, 'wide'.*take=1.*is_last=True", re.DOTALL)
     shown.expect(shown.page.locator(".sw-dashboard textarea")).to_have_value(code)
     shown.press("Save figures")
     shown.expect(shown.page.locator(".sw-message")).to_contain_text("as PNG and SVG")
@@ -408,6 +416,5 @@ def test_a_page_of_its_own(browser: Any, lab: Lab, tmp_path: Path) -> None:
         page.locator("img.sw-classes").wait_for()
         page.get_by_role("button", name="Step", exact=True).click()
         page.locator("img.sw-curves").wait_for()
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=PICTURES / "page_light.png", full_page=True)
+        keep_picture(page.screenshot(full_page=True), "page_light")
         page.close()
