@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -26,6 +27,7 @@ from space_warps.journal import read_events
 from space_warps.record import read_history, read_record
 from space_warps.repeat import decisions_of, repeat
 from space_warps.search import search
+from space_warps.simulate import sample_catalogue
 from space_warps.workplace import latest_run, plan_of
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs/dashboard.ipynb"
@@ -300,16 +302,20 @@ def test_a_network_is_grown_by_hand(lab: Lab, show: Callable[..., Shown]) -> Non
     shown.press("Evaluate")
     for name in ("confusion", "reliability", "mistakes"):
         shown.picture(name).wait_for()
+    ids = pd.read_csv(sample_catalogue().test_csv_path, dtype=str)["id"]
+    shown.page.get_by_placeholder("id of a cutout").fill(ids[0])
+    shown.press("Show")
+    shown.picture("attention").wait_for()
+    shown.keep("after_light")
+    shown.page.get_by_placeholder("id of a cutout").fill("nothing")
+    shown.press("Show")
+    shown.expect(shown.page.locator(".sw-message")).to_contain_text("no row with id 'nothing'")
     shown.press("Copy as code")
     code = re.compile(r"Turn\(1, 'wide'.*take=1.*is_last=True", re.DOTALL)
     shown.expect(shown.page.locator(".sw-dashboard textarea")).to_have_value(code)
     shown.press("Save figures")
     shown.expect(shown.page.locator(".sw-message")).to_contain_text("as PNG and SVG")
     assert (run_of(runs) / "figures/network.svg").is_file()
-    shown.page.get_by_placeholder("id of a cutout").fill("nothing")
-    shown.press("Show")
-    shown.expect(shown.page.locator(".sw-message")).to_contain_text("no row with id 'nothing'")
-    shown.keep("after_light")
     assert not shown.is_wider_than_the_window()
 
 
