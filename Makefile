@@ -39,7 +39,8 @@ lab: setup
 	$(BIN)/python -m jupyterlab nbs
 
 app: setup
-	$(BIN)/python -m voila nbs/dashboard.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True
+	$(BIN)/python -m voila nbs/dashboard.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True \
+		--VoilaExecutor.iopub_timeout=60
 
 docs: setup
 	$(BIN)/python docs/build.py

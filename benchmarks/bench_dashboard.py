@@ -154,7 +154,6 @@ def main() -> None:
         for _ in range(options.rounds):
             headless = alone(dashboard.place, config)
             pairs.append((headless, asyncio.run(looked_at(dashboard, config, lags))))
-            time.sleep(1)  # run folders are named by the second
         dashboard.place.new(config)
         long_run(dashboard.place)
         redraw = redraw_seconds(dashboard, options.rounds)

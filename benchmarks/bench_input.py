@@ -75,14 +75,14 @@ def batches(name: str, data: Space_Galaxi, num_batches: int, rounds: int) -> Row
 def main() -> None:
     """Measure and print."""
     asked = parse(__doc__, copies=8, colour_rows=1000)
-    gray = sorted((SAMPLE / "images").iterdir())
+    grey = sorted((SAMPLE / "images").iterdir())
     with tempfile.TemporaryDirectory() as place:
-        rows = [decoding("decode, 75x75 gray", gray * asked.copies, "L", asked.rounds)]
+        rows = [decoding("decode, 75x75 grey", grey * asked.copies, "L", asked.rounds)]
         folder = as_colour(SAMPLE, Path(place) / "224", asked.colour_rows, 224) / "images"
         large, few = sorted(folder.iterdir()) * 10, max(2, asked.rounds // 2)
         rows.append(decoding("decode, 224x224 colour", large, "RGB", few))
-        name, cache = "second start, 75x75 gray", Path(place) / "cache"
-        rows.append(second_start(name, gray * asked.copies, cache, asked.rounds))
+        name, cache = "second start, 75x75 grey", Path(place) / "cache"
+        rows.append(second_start(name, grey * asked.copies, cache, asked.rounds))
         data = Space_Galaxi(SAMPLE / "annotations.csv", SAMPLE / "images", Augment())
         rows.append(batches("100 batches of 32", data, 100, asked.rounds))
     show(rows, asked.json)

@@ -1,10 +1,12 @@
 """Which strategy finds the better network at the same cost?
 
 Every strategy gets the same budget in epochs, its training in full included, and the same space of
-blocks; what a candidate inherits was paid for when its parent was trained. Test objects are never
-seen by a search: one of five folds of whole objects, with a seed of its own. Beside them stand two
-fixed networks: a ladder of four blocks, trained once for the whole budget, and torchvision's
-ResNet-18 from scratch. `--quick` is one fold, a part of the rows and a small budget.
+blocks, and goes on until the budget is spent, however little it gains; what a candidate inherits was
+paid for when its parent was trained. Test objects are never seen by a search: one of five folds of
+whole objects, with a seed of its own. Beside them stand two fixed networks: a ladder of four blocks,
+trained once for the whole budget, and torchvision's ResNet-18 from scratch. Random search starts
+nothing from trained weights, so that it has no ways from scratch. `--half pnas` gives one strategy
+half the budget as well. `--quick` is one fold, a part of the rows and a small budget.
 """
 
 import argparse
@@ -40,6 +42,9 @@ from space_warps.train import evaluate
 SPACE = {
     "families": ("conv", "residual", "separable", "inception"),
     "num_candidates": 9,
+    "morphs": ("deepen", "widen", "swap"),
+    "max_steps": 100,
+    "patience": 100,
 }
 STRATEGIES = ("greedy", "random", "beam", "pnas")
 WAYS: dict[str, dict[str, Any]] = {
@@ -57,6 +62,7 @@ def variants(strategies: list[str], ways: list[str]) -> dict[str, dict[str, Any]
         f"{strategy}{', ' if way else ''}{way}": {**SPACE, "strategy": strategy, **WAYS[way]}
         for strategy in strategies
         for way in ways
+        if strategy != "random" or "from scratch" not in way
     }
 
 
@@ -111,16 +117,19 @@ def run_resnet(
     config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, epochs: int
 ) -> dict[str, Any]:
     """ResNet-18 from scratch; an epoch of it costs many times as much."""
-    began, runner = time.monotonic(), LocalRunner(*loaders, seed=config.seed)
+    runner = LocalRunner(*loaders, seed=config.seed)
     architecture = replace(runner.empty.architecture, blocks=LADDER)
     plan = config.plan(1, 0, config.seed)
-    *_, last = compare_networks(architecture, loaders, unseen, plan, resnet_epochs=epochs)
+    found = compare_networks(architecture, loaders, unseen, plan, resnet_epochs=epochs)
+    resnet = next((row for row in found if row.name == "ResNet-18"), None)
+    if resnet is None:
+        raise SystemExit("ResNet-18 could not be trained; --resnet-epochs 0 leaves it out")
     return {
-        "test_acc": last.accuracy,
-        "test_loss": last.log_loss,
-        "params": last.num_params,
+        "test_acc": resnet.accuracy,
+        "test_loss": resnet.log_loss,
+        "params": resnet.num_params,
         "image_epochs": runner.num_train * epochs,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(resnet.seconds, 1),
     }
 
 
@@ -137,7 +146,11 @@ def of_fold(folder: Path, fold: int, asked: argparse.Namespace) -> list[dict[str
         )
         common = {"seed": fold, "budget": asked.budget, "finish_epochs": asked.finish_epochs}
         plain = SearchConfig(**common)
-        for name, changes in variants(asked.strategies, asked.ways).items():
+        tried = variants(asked.strategies, asked.ways)
+        half = {"budget": f"{int(asked.budget.removesuffix('epochs')) // 2}epochs"}
+        halves = variants(asked.half, asked.ways)
+        tried |= {f"{name}, half": {**changes, **half} for name, changes in halves.items()}
+        for name, changes in tried.items():
             row = run_search(replace(plain, **changes), loaders, unseen)
             rows.append({"name": name, "fold": fold, **row})
             print(json.dumps(rows[-1]), flush=True)
@@ -153,19 +166,26 @@ def of_fold(folder: Path, fold: int, asked: argparse.Namespace) -> list[dict[str
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table: means over folds, with the standard error of the accuracy."""
-    print(f"{'':30} accuracy           log-loss  parameters  image-epochs  seconds")
+    """The table: means over folds with standard errors, and the gain over greedy on the same folds."""
+    told = "accuracy           over greedy        log-loss  parameters  image-epochs  seconds"
+    print(f"{'':30} {told}")
+    greedy = {row["fold"]: row["test_acc"] for row in rows if row["name"] == "greedy"}
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
         mean = {key: np.mean([row[key] for row in own]) for key in ("test_acc", "test_loss")}
-        error = np.std([row["test_acc"] for row in own], ddof=1) if len(own) > 1 else np.nan
+        gains = [row["test_acc"] - greedy.get(row["fold"], np.nan) for row in own]
         sizes = [
             f"{np.mean([row[key] for row in own]):12,.0f}" for key in ("params", "image_epochs")
         ]
         print(
-            f"{name:30} {mean['test_acc']:.3f} +- {error / len(own) ** 0.5:.3f}     "
-            f"{mean['test_loss']:.3f}{sizes[0]}  {sizes[1]}  {np.mean([r['seconds'] for r in own]):7.0f}"
+            f"{name:30} {mean['test_acc']:.3f} +- {error_of([r['test_acc'] for r in own]):.3f}    "
+            f"{np.mean(gains):+.3f} +- {error_of(gains):.3f}    {mean['test_loss']:.3f}{sizes[0]}  {sizes[1]}  {np.mean([r['seconds'] for r in own]):7.0f}"
         )
+
+
+def error_of(values: list[float]) -> float:
+    """Standard error of a mean; not known of one value."""
+    return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.nan
 
 
 def main() -> None:
@@ -177,6 +197,7 @@ def main() -> None:
     parser.add_argument("--folds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES))
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--half", nargs="*", default=[], help="strategies for half the budget, too")
     parser.add_argument("--budget", default="600epochs", help="for each search, in epochs")
     parser.add_argument("--finish-epochs", type=int, default=80)
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the objects to use")

@@ -30,6 +30,7 @@ python_use_unqualified_type_names = True
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
+highlight_language = "none"  # A block without a language is a shell, a folder, a message
 nb_execution_mode = "off"  # docs/execute.py has run the notebooks, as the tests do
 nb_merge_streams = True
 nb_ipywidgets_js: dict[str, Any] = {}

@@ -29,8 +29,12 @@ LAYERS = {
     "0": ("data", "Data", "From a CSV and a folder of images to batches."),
     "1": ("network", "Network", "Blocks, the model that they grow into, and its training."),
     "2": ("search", "Search", "What is tried, what is decided, and who trains."),
-    "3": ("people", "What people see", "Reports, runs on disk, figures that a referee asks for."),
-    "4": ("ways_in", "Ways in", "A saved model in other code; the command line."),
+    "3": (
+        "people",
+        "What people see",
+        "Progress, runs on disk, reports, the dashboard's pictures.",
+    ),
+    "4": ("ways_in", "Ways in", "The command line and the dashboard."),
 }
 FOLDERS = {
     "start": "Start",

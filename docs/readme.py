@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK_LINK = re.compile(r"\]\(([\w/]+\.ipynb)\)")  # Seen from nbs/
 HIDDEN = re.compile(r"^#\|\s*(hide|default_exp|export|echo)", re.MULTILINE)
 
 
@@ -19,7 +20,7 @@ def text() -> str:
     for cell in json.loads((ROOT / "nbs/index.ipynb").read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).strip()
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(NOTEBOOK_LINK.sub(r"](nbs/\1)", source))
         elif not HIDDEN.search(source):
             shown = [said for output in cell["outputs"] if (said := text_of(output))]
             parts += [f"```python\n{source}\n```", *(f"```\n{said}\n```" for said in shown)]

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Album', 'save_figures']
 
-# %% ../nbs/43e_album.ipynb #7f2ede09
+# %% ../nbs/43e_album.ipynb #67f759d0
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from .core import write_atomic
+from .core import InputError, write_atomic
 from space_warps.gallery import (
     find_mistakes,
     plot_augmented,
@@ -28,7 +28,7 @@ from .shapes import plot_network, plot_tree
 from .views import Picture
 from .workplace import Workplace
 
-# %% ../nbs/43e_album.ipynb #6db0ae2e
+# %% ../nbs/43e_album.ipynb #e8be750f
 class Album:
     "Every picture of a workplace, by the page that it is on."
 
@@ -66,7 +66,7 @@ class Album:
         return [*self.data, *self.growth, *self.after]
 
     def _rows_key(self) -> Any:
-        return id(self.place.preview)
+        return self.place.preview
 
     def _live_key(self) -> Any:
         trainings = self.place.watch.trainings.items()
@@ -74,10 +74,7 @@ class Album:
 
     def story_key(self) -> Any:
         "What was decided so far, as something that can be compared."
-        place, record = self.place, self.place.watch.record
-        turned = len(record.nodes), len(record.turns), record.tip, record.is_complete
-        ended = record.history is not None and record.history.finish is not None
-        return str(place.watch.folder), *turned, ended, id(place.evaluation)
+        return self.place.story, self.place.opened
 
     def _classes(self) -> Figure | None:
         sides = self._previewed()
@@ -151,7 +148,7 @@ class Album:
     def _flips_key(self) -> Any:
         step, outcome = self.place.step, self.candidate()
         name = outcome.candidate.name if outcome else None
-        return step and (step.depth, step.control.weights_sha256), name, id(self.place.loaders)
+        return step and (step.depth, step.control.weights_sha256), name, self.place.loaders
 
     def _flips(self) -> Figure | None:
         step, outcome, loaders = self.place.step, self.candidate(), self.place.loaders
@@ -162,13 +159,15 @@ class Album:
         return plot_flips(val, flips) if flips else None
 
     def _confusion(self) -> Figure | None:
-        return plot_confusion(self.place.evaluation) if self.place.evaluation else None
+        opened = self.place.opened
+        return plot_confusion(opened.figures) if opened else None
 
     def _reliability(self) -> Figure | None:
-        return plot_reliability(self.place.evaluation) if self.place.evaluation else None
+        opened = self.place.opened
+        return plot_reliability(opened.figures) if opened else None
 
     def _answers_key(self) -> Any:
-        return self.story_key(), id(self.place.loaders), id(self.place.tested)
+        return self.story_key(), self.place.loaders
 
     def _mistakes(self) -> Figure | None:
         answered = self.place.answers()
@@ -177,22 +176,28 @@ class Album:
         return plot_mistakes(answered.dataset, find_mistakes(answered.dataset, answered.scores))
 
     def _seen_key(self) -> Any:
-        return self.attention[0] if self.attention else None, id(self.attention)
+        return self.attention
 
     def _attention(self) -> Figure | None:
         return self.attention[1] if self.attention else None
 
-# %% ../nbs/43e_album.ipynb #9ee16056
+# %% ../nbs/43e_album.ipynb #814de83b
 def save_figures(
     album: Album,  # Of a workplace
     folder: str | Path,  # A folder that is there
 ) -> int:  # How many
-    "Write every picture that there is as PNG and SVG."
-    count = 0
+    "Write every picture that there is as PNG and SVG; raises `InputError` at the end for those that cannot."
+    count, failed = 0, []
     for picture in album.all():
-        figure = picture.draw()
+        try:
+            figure = picture.draw()
+        except Exception as error:  # told below, when the others are written
+            failed.append(f"{picture.name} ({error})")
+            continue
         if figure is not None:
             write_atomic(Path(folder) / f"{picture.name}.png", to_png(figure))
             figure.savefig(Path(folder) / f"{picture.name}.svg", format="svg")
             count += 1
+    if failed:
+        raise InputError(f"{count} figures are in {folder}; not drawn: {', '.join(failed)}")
     return count

@@ -16,7 +16,7 @@ from .inputs import catalogue_paths
 from .search import Said
 from .settings import SearchConfig
 
-# %% ../nbs/43b_as_code.ipynb #41702686
+# %% ../nbs/43b_as_code.ipynb #265fd824
 def changed_fields(
     record: Any,  # A dataclass
     *left_out: str,  # Fields that are not told
@@ -39,6 +39,7 @@ def write_said(
         return "None,  # as the rule decides"
     if isinstance(said, Decision):
         first = f"Decision({said.kind!r}, {said.index!r}, {said.reason!r}, {said.by!r}"
+        first += f", beside={said.beside!r}" if said.beside else ""
         return f"{first}{_more(said.note, said.is_last)}),"
     told = [repr(said.to_step)]
     told += [repr(said.branch)] if said.branch is not None else []
@@ -50,7 +51,7 @@ def write_said(
 def _more(note: str, is_last: bool) -> str:
     return (f", note={note!r}" if note else "") + (", is_last=True" if is_last else "")
 
-# %% ../nbs/43b_as_code.ipynb #425475b8
+# %% ../nbs/43b_as_code.ipynb #ce741754
 def as_code(
     config: Config,  # What was asked
     decisions: Sequence[Said | None] = (),  # As `decisions_of` gives them

@@ -76,10 +76,10 @@ class ImageEncoder(nn.Module):
         height = _asinh((flux - level) / scatter.clamp_min(1e-4))
         return torch.cat([(images - self.mean) / self.std, (height - 1) / 1.5], dim=1)
 
-# %% ../nbs/10c_cutout.ipynb #f6d0de3c
+# %% ../nbs/10c_cutout.ipynb #dc687a9e
 def centred_windows(
     height: int,  # Of the maps
-    width: int,
+    width: int,  # Of the maps, pixels
     sizes: Sequence[float],  # Standard deviations; 1 is from the centre to the outermost pixels
 ) -> Tensor:  # float32 [1 + windows, height, width], each sums to 1
     "A flat window, then Gaussian ones about the centre; raises `InputError` for a size of 0."
@@ -105,7 +105,7 @@ class CentredPool(nn.Module):
     def __init__(
         self,
         height: int,  # Of the maps
-        width: int,
+        width: int,  # Of the maps, pixels
         sizes: Sequence[float],  # Standard deviations, in half sides of the map
     ) -> None:
         super().__init__()

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['logger', 'Dashboard']
 
-# %% ../nbs/43i_dashboard.ipynb #9ba4ffe1
+# %% ../nbs/43i_dashboard.ipynb #2ec043ba
 import asyncio
+import functools
 import html
 import logging
 import time
@@ -19,20 +20,29 @@ from matplotlib.figure import Figure
 from .album import Album, save_figures
 from .config import Config
 from .core import InputError
+from .decide import last_rung
 from .evaluation import describe_evaluation
-from .history import Decision, Outcome, best_outcome
-from .jobs import Jobs
+from .history import Decision, Outcome, Step, best_outcome
+from .jobs import Jobs, Thread
 from .looks import look_at, network_here, snapshot_of
 from .panel import Panel
 from .search import Said
 from .session import first_cause
 from .views import AS_TAKEN, Picture
-from .words import alert, show_bars, show_buttons, show_choices, show_status
+from space_warps.words import (
+    alert,
+    put,
+    show_bars,
+    show_buttons,
+    show_choices,
+    show_others,
+    show_status,
+)
 from .workplace import Workplace, audit_rows, latest_run, plan_of
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/43i_dashboard.ipynb #c72227e4
+# %% ../nbs/43i_dashboard.ipynb #5da7475e
 _present: dict[str, "Dashboard"] = {}  # By folder: what a cell that runs again takes up
 
 
@@ -44,38 +54,37 @@ class Dashboard:
         home: str | Path = "results/dashboard",  # Folder with runs
         config: Config | None = None,  # What to show first; None shows the defaults
     ) -> None:
-        self.place = self._take_over(Path(home).resolve())
-        shown = self.place.config if self.place.session else config or Config()
-        self.place.config = shown
+        where = str(Path(home).resolve())
+        before, trouble = _present.get(where), ""
+        if before is None or before.place.session is None:
+            place, trouble = _take_up(where)
+        else:
+            place = before.place
+        self.place: Workplace = place
+        if self.place.session is None:
+            self.place.config = config or Config()
+        shown = self.place.shown
         self.pictures = Album(self.place)
         runs = [str(path.parent) for path in sorted(self.place.home.glob("*/events.jsonl"))]
         self.panel = Panel(shown, self.pictures, runs)
-        self.panel.on(self._acts())
         if self.place.session is not None:
             self.panel.open_page("Growth")
-        self.jobs = Jobs(self.say)
+        self.jobs: Jobs = before.jobs if before else Jobs(self.say)  # what computes goes on
+        self.jobs.say = self.say
+        self._trouble = trouble
+        self.panel.on(self._acts())
+        self.panel.node.observe(lambda _: show_others(self.panel, self.place), "value")
         self.predicted: tuple[float, ...] = ()  # Seconds of each training of the next depth
         self._predicted_for: Any = None
+        self._told: Any = None  # The story that the code and the map of a cutout belong to
         self._next_draw = 0.0  # When the next picture may be drawn beside a training
         self._task: asyncio.Task[None] | None = None
-
-    def _take_over(self, home: Path) -> Workplace:
-        "What another dashboard on this folder works on, or the run that was written to last."
-        before = _present.get(str(home))
-        _present[str(home)] = self
         if before is not None:
             before.close()
-            return before.place
-        place = Workplace(home)
-        if (run := latest_run(home)) is not None:
-            place.open(run)
-        return place
+        _present[where] = self
 
     def _acts(self) -> dict[str, Callable[[], None]]:
         "What each button does; what is wrong with it is said."
-
-        def begun(act: Callable[[], None]) -> Callable[[], None]:
-            return lambda: self.jobs.at_once(act)
 
         acts = {
             "start": lambda: self._go("start", begin=True),
@@ -97,7 +106,7 @@ class Dashboard:
             "code": self._show_code,
             "save": self._save,
         }
-        return {name: begun(act) for name, act in acts.items()}
+        return {name: functools.partial(self.jobs.at_once, act) for name, act in acts.items()}
 
     def asked(self) -> Config:
         "What the controls say; raises `InputError` while one of them is wrong."
@@ -114,44 +123,64 @@ class Dashboard:
 
     def _go(self, how: str, begin: bool) -> None:
         "Start, step or finish; a new run where there is none."
-        if self.place.session is None and begin:
-            self.place.new(self.asked())
-        session = self.place.begun()
-        session.accept_changes = self.asked().run.accept_changes
+        asked = self.asked()
+
+        def work() -> None:
+            if self.place.session is None and begin:
+                self.place.new(asked)
+            session = self.place.begun()
+            session.accept_changes = asked.run.accept_changes
+            getattr(session, how)()
+
         self.panel.open_page("Growth")
-        self.jobs.do("getting ready", getattr(session, how))
+        self.jobs.do("getting ready", work, alone=True)
 
     def _new(self) -> None:
-        self.place.new(self.asked())
+        asked = self.asked()
+        self.jobs.do("preparing a new run", lambda: self.place.new(asked), alone=True)
 
     def _open(self) -> None:
         def show(session: Any) -> None:
             for form in self.panel.forms():
-                form.show(self.place.config)
+                form.show(self.place.shown)
             self._read()
 
         folder = self.panel.run.value.strip()
-        self.jobs.do("opening the run", lambda: self.place.open(folder), show)
+        self.jobs.do("opening the run", lambda: self.place.open(folder), show, alone=True)
+
+    def _waiting(self) -> Step:
+        "The depth that waits for a decision."
+        step = self.place.begun().asked
+        if step is None:
+            raise InputError("no depth waits for a decision; press Step, and wait for its end")
+        return step
 
     def _accept_best(self) -> None:
-        session, history = self.place.begun(), self.place.watch.record.history
+        step, history = self._waiting(), self.place.watch.record.history
         compare = history.config.compare if history else "loss"
-        self._accept(best_outcome(session.asked.outcomes, compare) if session.asked else None)
+        best = best_outcome(last_rung(step.outcomes), compare)
+        if best is None:
+            raise InputError("no candidate could be trained at this depth; reject it, or go back")
+        self._accept(step, best)
 
     def _accept_chosen(self) -> None:
-        self.pictures.chosen = self.panel.candidate.value
-        self._accept(self.pictures.candidate())
+        step, chosen = self._waiting(), self.panel.candidate.value
+        found = [o for o in step.outcomes if o.failed is None and o.candidate.index == chosen]
+        if not found:
+            raise InputError("choose a candidate of this depth first")
+        self._accept(step, found[0])
 
-    def _accept(self, outcome: Outcome | None) -> None:
-        if outcome is None:
-            raise InputError("no candidate could be trained at this depth; reject it, or go back")
+    def _accept(self, step: Step, outcome: Outcome) -> None:
+        "Take a candidate; where the next depth builds on several, the others that the rule took, too."
+        index, rule = outcome.candidate.index, step.decision
+        others = [each for each in (rule.index, *rule.beside) if each not in (None, index)]
+        beside = tuple(each for each in others if each is not None)[: len(rule.beside)]
         said = f"accuracy {outcome.val_acc:.4f}, log-loss {outcome.val_loss:.4f}, by hand"
-        self._decide(Decision("accept", outcome.candidate.index, said, "person"))
+        self._decide(Decision("accept", index, said, "person", beside=beside))
 
     def _decide(self, *said: Said) -> None:
         "Say something to the search, once nothing else computes."
-        session = self.place.begun()
-        self.jobs.do("deciding", lambda: session.say(*said))
+        self.jobs.do("deciding", lambda: self.place.begun().say(*said), alone=True)
 
     def _undo(self) -> None:
         self._go_back(None)
@@ -175,8 +204,8 @@ class Dashboard:
         def then(_: Any) -> None:
             self.panel.name.value = ""
 
-        is_asking = self.place.state == "asking"
-        self.jobs.do("going back", work, then, thread="computing" if is_asking else "reading")
+        thread: Thread = "computing" if self.place.state == "asking" else "writing"
+        self.jobs.do("going back", work, then, thread=thread, alone=True)
 
     def _predict(self) -> None:
         "Measure what the next depth will take, if anything about it has changed."
@@ -187,7 +216,9 @@ class Dashboard:
             config = self.asked()
         except InputError:
             return
-        about = (self.pictures.story_key(), repr(config.search), id(place.session))
+        if place.session is None and not place.knows(config):
+            return  # another catalogue, that nobody has asked to read
+        about = (place.story, repr(config.search), place.session)
         if about != self._predicted_for and not self.jobs.busy:
             self._predicted_for, self.predicted = about, ()
             said = "measuring what a step takes"
@@ -203,7 +234,7 @@ class Dashboard:
         config = self.asked()
         self.jobs.do(
             "reading the catalogue",
-            lambda: self.place.read(config),
+            lambda: self.place.look(config),
             lambda loaders: self._show_rows(config),
             lambda said: self.panel.data.refuse("data.csv_path", said),
             thread="reading",
@@ -228,11 +259,12 @@ class Dashboard:
         self.jobs.do("auditing the catalogue", lambda: audit_rows(config), show, thread="reading")
 
     def _evaluate(self) -> None:
-        def show(found: Any) -> None:
-            self.panel.figures.value = f"<pre>{html.escape(describe_evaluation(found))}</pre>"
-            self.panel.open_page("After")
-
-        self.jobs.do("measuring on the test rows", self.place.evaluate, show)
+        self.jobs.do(
+            "measuring on the test rows",
+            lambda: self.place.evaluate(),
+            lambda found: self.panel.open_page("After"),
+            alone=True,
+        )
 
     def _look(self) -> None:
         name = self.panel.cutout.value.strip()
@@ -255,6 +287,8 @@ class Dashboard:
 
     def _save(self) -> None:
         def work() -> str:
+            if self.place.watch.record.history is None:
+                raise InputError("there is nothing to save yet; press Step first")
             folder = self.place.begun().folder / "figures"
             folder.mkdir(parents=True, exist_ok=True)
             return f"{save_figures(self.pictures, folder)} figures in {folder}, as PNG and SVG"
@@ -262,17 +296,24 @@ class Dashboard:
         def show(said: str) -> None:
             self.panel.message.value = f'<span role="status">{html.escape(said)}</span>'
 
-        self.jobs.do("saving the figures", work, show)
+        self.jobs.do("saving the figures", work, show, thread="drawing")
 
     # What is shown --------------------------------------------------------------------------
 
     def write(self) -> None:
         "Bring the words, bars, choices and buttons up to date."
-        show_status(self.panel, self.place, self.jobs.busy, self.predicted)
-        show_bars(self.panel, self.place.watch)
-        show_choices(self.panel, self.place)
-        self.pictures.chosen = self.panel.candidate.value
-        show_buttons(self.panel, self.place)
+        panel, place = self.panel, self.place
+        if place.story != self._told:
+            self._told, self.pictures.attention = place.story, None
+            panel.code.value, panel.code.layout.display = "", "none"
+        is_next = self._predicted_for is not None and self._predicted_for[0] == place.story
+        show_status(panel, place, self.jobs.busy, self.predicted if is_next else ())
+        show_bars(panel, place.watch)
+        show_choices(panel, place)
+        self.pictures.chosen = panel.candidate.value
+        show_buttons(panel, place, bool(self.jobs.alone))
+        opened = describe_evaluation(place.opened.figures) if place.opened else ""
+        put(panel.figures, f"<pre>{html.escape(opened)}</pre>" if opened else "")
 
     def visible(self) -> list[Picture]:
         "The pictures of the page that is open."
@@ -288,9 +329,18 @@ class Dashboard:
         for picture in self.visible():
             training = self.place.state == "training"
             if picture.is_old and not (training and time.monotonic() < self._next_draw):
-                drawn = await self.jobs.wait_for(picture.render)
-                picture.show(*drawn)
-                self._next_draw = time.monotonic() + 25 * picture.drawn_s
+                await self._draw(picture)
+
+    async def _draw(self, picture: Picture) -> None:
+        "Draw a picture; one that cannot be drawn is tried again when it would look otherwise."
+        key = picture.key()
+        try:
+            picture.show(*await self.jobs.wait_for(picture.render))
+        except Exception as error:  # told, so that the other pictures are drawn
+            logger.warning("a picture could not be drawn", exc_info=True)
+            picture.show(key, b"")
+            self.say(f"the picture {picture.name} could not be drawn: {first_cause(error)}")
+        self._next_draw = time.monotonic() + 25 * picture.drawn_s
 
     async def keep_up(self) -> None:
         "Five times a second, until somebody else takes over."
@@ -305,15 +355,33 @@ class Dashboard:
     def show(self) -> Any:  # The widget
         "Begin to keep the view up to date, read the data, and give the widget to display."
         try:
-            self._task = asyncio.get_running_loop().create_task(self.keep_up())
+            if self._task is None:
+                self._task = asyncio.get_running_loop().create_task(self.keep_up())
         except RuntimeError:  # no event loop: a test, or a script
             asyncio.run(self.update())
         self.jobs.at_once(self._read)
+        self.say(self._trouble)
         return self.panel.widget
 
     def close(self) -> None:
-        "Leave the view as it is; a search that runs goes on."
+        "Show nothing more; a search that runs goes on."
         if self._task is not None:
             self._task.cancel()
-        self.jobs.close()
-        self.panel.widget.close()
+        _close(self.panel.widget)
+
+
+def _close(widget: Any) -> None:
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    widget.close()
+
+
+def _take_up(home: str) -> tuple[Workplace, str]:
+    "The run that was written to last; why not, where that cannot be."
+    place, run = Workplace(home), latest_run(home)
+    try:
+        if run is not None:
+            place.open(run)
+    except (InputError, OSError) as error:
+        return place, f"{first_cause(error)}. Open another run, or press Step for a new one"
+    return place, ""

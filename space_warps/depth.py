@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['propose', 'train_chained', 'best_grown', 'try_depth']
 
-# %% ../nbs/23a_depth.ipynb #65451fd1
+# %% ../nbs/23a_depth.ipynb #640d00e0
 from collections.abc import Sequence
 from dataclasses import replace
 
 from .budget import propose_within
 from .core import derive_seed
-from .decide import compare_with_control, decide
+from .decide import compare_with_control, decide, last_rung
 from .halving import Train, train_rungs
 from .history import Candidate, Outcome, SearchHistory, Step, best_outcome
 from .loaders import ValidationRows
@@ -19,7 +19,7 @@ from .predictor import pnas  # noqa: F401  its strategy is registered
 from .runner import Grown
 from .space import Proposal
 
-# %% ../nbs/23a_depth.ipynb #82d7f326
+# %% ../nbs/23a_depth.ipynb #496164cc
 def propose(
     history: SearchHistory,  # The story so far
     tips: Sequence[Grown],  # The networks that the step builds on
@@ -38,7 +38,9 @@ def _settle(history: SearchHistory, proposal: Proposal, parent: Grown, place: in
     "How a proposal is trained; every seed follows from where it is."
     config, depth = history.config, len(history.steps) + 1
     is_control = place == 0
-    copies = is_control or (config.copy_weights and proposal.morph != "fresh")
+    start = proposal.recipe.get("start")
+    wanted = start != "fresh" if start else config.copy_weights
+    copies = is_control or (wanted and proposal.morph != "fresh")
     plan = config.plan(
         config.rungs[0] if config.rungs else config.epochs_per_eval,
         (depth - 1) * config.step_epochs,
@@ -50,15 +52,16 @@ def _settle(history: SearchHistory, proposal: Proposal, parent: Grown, place: in
         depth=depth,
         index=max(place - 1, 0),
         blocks=proposal.blocks,
-        plan=plan,
+        plan=plan if copies and not is_control else replace(plan, new_lr=1.0),
         copy_weights=copies,
-        jitter=config.jitter,
+        jitter=proposal.recipe.get("jitter", config.jitter),
         inherited_epochs=parent.total_epochs if copies else 0,
         role="control" if is_control else "candidate",
         branch=history.branch,
         parent=proposal.parent,
         morph=proposal.morph,
         predicted=proposal.predicted,
+        start="copy" if start and is_control else start,
     )
 
 # %% ../nbs/23a_depth.ipynb #04c57ac5
@@ -87,7 +90,7 @@ def best_grown(
     best = best_outcome([grown.outcome for grown in done if grown.outcome is not None], compare)
     return next((grown for grown in done if best is not None and grown.outcome is best), None)
 
-# %% ../nbs/23a_depth.ipynb #6fba9f74
+# %% ../nbs/23a_depth.ipynb #20bbe4c3
 def try_depth(
     history: SearchHistory,  # The story so far
     candidates: Sequence[Candidate],  # As `propose` gives them
@@ -107,14 +110,13 @@ def try_depth(
         (control, *done), earlier = train_rungs(config, candidates, starts, train_wave)
     outcomes = tuple(grown.outcome for grown in done if grown.outcome is not None)
     assert control.outcome is not None
-    last = max((o.candidate.rung for o in outcomes if o.failed is None), default=0)
-    whole = [grown for grown in done if _rung(grown) == last]
+    longest = max((outcome.candidate.rung for outcome in last_rung(outcomes)), default=0)
+    whole = [grown for grown in done if _rung(grown) == longest]
     found = compare_with_control(control, whole, rows, derive_seed(config.seed, depth))
     compared = dict(zip([g.outcome for g in whole if g.outcome], found, strict=True))
     num_held = len(history.steps) - history.num_accepted
-    decision = decide(
-        config, list(compared), accepted.outcome, control.outcome, num_held, list(found)
-    )
+    before, own, tests_of = accepted.outcome, list(compared), list(found)
+    decision = decide(config, own, before, control.outcome, num_held, tests_of, len(outcomes))
     tests = tuple(compared.get(outcome) for outcome in outcomes)
     return Step(depth, outcomes, control.outcome, decision, tests, tuple(earlier)), done
 

@@ -26,12 +26,12 @@ from .snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
-# %% ../nbs/21_events.ipynb #5e32192c
+# %% ../nbs/21_events.ipynb #1fc5d00c
 @dataclass(frozen=True)
 class SearchStarted:
     "A search begins."
 
-    config: SearchConfig
+    config: SearchConfig  # What was asked
     empty: Architecture  # The network without blocks
     num_train: int  # Rows to learn from
     num_val: int  # Rows to measure on
@@ -52,7 +52,7 @@ class StepStarted:
 class CandidateStarted:
     "The training of a candidate begins."
 
-    candidate: Candidate
+    candidate: Candidate  # What is trained
     is_retold: bool = field(default=False, compare=False)  # It was told by an earlier session
 
 
@@ -60,19 +60,19 @@ class CandidateStarted:
 class EpochEnded:
     "A candidate was trained one epoch more."
 
-    candidate: Candidate
-    record: EpochRecord
+    candidate: Candidate  # What is trained
+    record: EpochRecord  # What the epoch gave
     take_checkpoint: Callable[[], Checkpoint] | None = field(
         default=None, repr=False, compare=False
     )  # The training as it is now, to go on from; ask while the event is told
     is_retold: bool = field(default=False, compare=False)  # It was told by an earlier session
 
-# %% ../nbs/21_events.ipynb #23e900e7
+# %% ../nbs/21_events.ipynb #9fa99f93
 @dataclass(frozen=True)
 class CandidateEnded:
     "A candidate is done."
 
-    outcome: Outcome
+    outcome: Outcome  # What its training gave
     snapshot: Snapshot | None = field(default=None, repr=False, compare=False)  # The network
     scores: Tensor | None = field(default=None, repr=False, compare=False)  # Of the validation rows
     is_retold: bool = field(default=False, compare=False)  # It was told by an earlier session
@@ -82,14 +82,14 @@ class CandidateEnded:
 class StepEnded:
     "A depth was decided."
 
-    step: Step
+    step: Step  # Its outcomes and the decision
 
 
 @dataclass(frozen=True)
 class Turned:
     "The search went back, and perhaps on another way."
 
-    turn: Turn
+    turn: Turn  # Where to, and what is other from there on
     config: SearchConfig  # The settings from here on
 
 
@@ -104,14 +104,14 @@ class FinishStarted:
 class FinishEnded:
     "The grown network was trained in full."
 
-    finish: Finish
+    finish: Finish  # Its outcomes, and which is kept
 
 
 @dataclass(frozen=True)
 class SearchEnded:
     "The search is over."
 
-    history: SearchHistory
+    history: SearchHistory  # All of the story
     snapshot: Snapshot = field(repr=False, compare=False)  # The grown network
     interrupted: bool = False  # Asked to stop before its end; it can go on from here
 

@@ -14,7 +14,7 @@ from .history import Candidate, Finish, Outcome, best_outcome
 from .runner import Grown
 from .settings import SearchConfig
 
-# %% ../nbs/22b_finish.ipynb #3625ca19
+# %% ../nbs/22b_finish.ipynb #ef34ecea
 def propose_finish(
     config: SearchConfig,  # What the search does
     grown: Outcome,  # How the grown network was trained
@@ -26,6 +26,7 @@ def propose_finish(
     first_epoch = (config.max_layers + 1) * config.step_epochs  # not seen by the search
     seeds = [derive_seed(config.seed, 0, place) for place in range(config.finish_seeds + 1)]
     recipe = grown.candidate.recipe(config.varied)
+    recipe.pop("new_lr", None)  # nothing is new by then
     plans = [config.plan(config.finish_epochs, first_epoch, s, recipe=recipe) for s in seeds]
     continued = Candidate(
         depth, 0, blocks, plans[0], True, config.jitter, past, "continued", branch

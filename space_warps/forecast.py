@@ -5,22 +5,28 @@
 # %% auto #0
 __all__ = ['predict_seconds']
 
-# %% ../nbs/23e_forecast.ipynb #35eca024
+# %% ../nbs/23e_forecast.ipynb #ff603fae
 from dataclasses import replace
+from itertools import pairwise
 
 from .depth import propose
+from .halving import survivors_of
 from .history import SearchHistory
 from .runner import Grown, Runner
 from .snapshot import Snapshot
 
-# %% ../nbs/23e_forecast.ipynb #fcc1c146
+# %% ../nbs/23e_forecast.ipynb #cecd406a
 def predict_seconds(
     history: SearchHistory,  # The story so far
     runner: Runner,  # Who will train
-) -> tuple[float, ...]:  # Seconds of the control, then of each candidate
+) -> tuple[float, ...]:  # Seconds of the control and each candidate, then of the later rungs
     "How long the trainings of a depth will take, each by itself."
     tips = [Grown(Snapshot(replace(history.empty, blocks=each), {})) for each in history.tips]
-    return tuple(
-        runner.seconds_per_epoch(candidate.blocks) * candidate.plan.epochs
-        for candidate in propose(history, tips)
-    )
+    wave = propose(history, tips)
+    each = [runner.seconds_per_epoch(candidate.blocks) for candidate in wave]
+    seconds = [one * candidate.plan.epochs for one, candidate in zip(each, wave, strict=True)]
+    usual, left = sum(each[1:]) / max(1, len(each) - 1), len(wave) - 1
+    for below, above in pairwise(history.config.rungs):
+        left = survivors_of(left, history.config.num_tips)  # nobody knows which
+        seconds += [each[0] * (above - below), *[usual * (above - below)] * left]
+    return tuple(seconds)

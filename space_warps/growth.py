@@ -22,7 +22,7 @@ from .pareto import pareto_front
 from .report import BLUE, GREEN, ORANGE
 from .watch import Training
 
-# %% ../nbs/33b_growth.ipynb #8f8394a9
+# %% ../nbs/33b_growth.ipynb #bfcc9f2b
 MARKERS = "osD^vP*X"
 GREY = "#666666"
 
@@ -51,6 +51,7 @@ def panel(
     axes.set_xlabel(xlabel, fontsize=8, labelpad=2)
     axes.set_ylabel(ylabel, fontsize=8, labelpad=2)
     axes.tick_params(labelsize=7, length=3, pad=2)
+    axes.yaxis.set_major_locator(MaxNLocator(5))  # ticks are what takes longest to draw
     axes.spines[["top", "right"]].set_visible(False)
     return axes
 
@@ -84,7 +85,7 @@ def colour_of(
     place = candidate.index + (candidate.role == "scratch")
     return COLOURS[:6][place % 6], MARKERS[place % len(MARKERS)]
 
-# %% ../nbs/33b_growth.ipynb #0fa1d839
+# %% ../nbs/33b_growth.ipynb #0c25b2e6
 def plot_learning_curves(
     trainings: Sequence[Training],  # Of a depth
     size: tuple[int, int] = (392, 224),  # Width and height in pixels
@@ -105,12 +106,11 @@ def plot_learning_curves(
         right.plot(numbers, [record.val_loss for record in training.epochs], dashes, **style)
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
     if trainings:
         figure.legend(fontsize=7, ncols=4, loc="upper left", frameon=False, columnspacing=1)
     return figure
 
-# %% ../nbs/33b_growth.ipynb #12df4d0d
+# %% ../nbs/33b_growth.ipynb #58eeb734
 def plot_growth(
     history: SearchHistory | None,  # The story so far; None before there is one
     trainings: Sequence[Training] = (),  # Of the depth that is open
@@ -121,7 +121,8 @@ def plot_growth(
     axes = panel(figure, (46, 34, width - 8, height - 26), "depth (blocks)", "validation accuracy")
     steps = history.steps if history else ()
     if steps:
-        others = [o for step in steps for o in step.outcomes if o is not step.taken]
+        accepted = {id(outcome) for outcome in history.accepted} if history else set()
+        others = [o for step in steps for o in step.outcomes if id(o) not in accepted]
         _dots(axes, others, BLUE, "o", "not taken", hollow=True)
         _dots(axes, [step.control for step in steps], ORANGE, "x", "control")
     _grown_line(axes, history)
@@ -132,7 +133,7 @@ def plot_growth(
             axes.plot(depth, score, marker, color=colour, markersize=5, alpha=0.7)
     last = max([len(steps), *(t.candidate.depth for t in trainings), 1])
     axes.set_xlim(0.5, last + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
         where: dict[str, Any] = {"loc": "upper left", "ncols": 4, "frameon": False, "fontsize": 7}
@@ -156,8 +157,7 @@ def _dots(
 
 
 def _grown_line(axes: Axes, history: SearchHistory | None) -> None:
-    taken = [step.taken for step in history.steps] if history else []
-    known = [outcome for outcome in taken if outcome is not None]
+    known = history.accepted if history else ()
     if history is None or not known:
         return
     ends = [accuracy_interval(outcome.val_acc, history.num_val) for outcome in known]
@@ -173,7 +173,7 @@ def _grown_line(axes: Axes, history: SearchHistory | None) -> None:
         style: dict[str, Any] = {"color": GREEN, "markersize": 10, "label": "trained in full"}
         axes.plot(kept.candidate.depth, kept.val_acc, "*", **style)
 
-# %% ../nbs/33b_growth.ipynb #9caa159b
+# %% ../nbs/33b_growth.ipynb #15e923b9
 def plot_pareto(
     history: SearchHistory | None,  # The story so far; None before there is one
     size: tuple[int, int] = (392, 224),  # Width and height in pixels
@@ -188,13 +188,13 @@ def plot_pareto(
     kinds: tuple[tuple[str, Sequence[Outcome], int, dict[str, Any]], ...] = (
         ("tried", tried, 18, {"facecolors": "none", "edgecolors": BLUE}),
         ("not beaten", pareto_front(tried), 52, {"facecolors": "none", "edgecolors": ORANGE}),
-        ("taken", [s.taken for s in steps if s.taken], 26, {"color": BLUE, "marker": "s"}),
+        ("taken", history.accepted if history else (), 26, {"color": BLUE, "marker": "s"}),
     )
     for label, outcomes, area, style in kinds:
         xs, ys = [o.num_params for o in outcomes], [o.val_acc for o in outcomes]
         axes.scatter(xs, ys, area, label=label, **style)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_locator(NullLocator())
     figure.legend(fontsize=7, ncols=3, loc="upper left", frameon=False, columnspacing=1)

@@ -15,25 +15,27 @@ from .history import Candidate, Outcome, Step, badness
 from .runner import Grown
 from .settings import SearchConfig
 
-# %% ../nbs/22g_halving.ipynb #c95125d1
+# %% ../nbs/22g_halving.ipynb #a1d3f37e
 ETA = 3  # Of so many candidates one goes on
 
 
 def survivors_of(
     number: int,  # Candidates at a rung
+    at_least: int = 1,  # Networks that the next step may build on
 ) -> int:
     "How many go on."
-    return math.ceil(number / ETA)
+    return max(math.ceil(number / ETA), min(at_least, number))
 
 
 def survivors(
     outcomes: Sequence[Outcome],  # Of candidates at a rung
     compare: str = "loss",  # By loss or by accuracy
+    at_least: int = 1,  # How many go on in any case, if so many are there
 ) -> list[Outcome]:  # In the order that they were in
-    "The better third, at least one; none where all have failed."
+    "The better third; none where all have failed."
     done = [outcome for outcome in outcomes if outcome.failed is None]
     done.sort(key=lambda o: (badness(o, compare), _speed(o), o.candidate.index))
-    best = done[: survivors_of(len(outcomes))]
+    best = done[: survivors_of(len(outcomes), at_least)]
     return [outcome for outcome in outcomes if outcome in best]
 
 
@@ -56,12 +58,13 @@ def trained_on(
         epochs=wanted - done,
         first_epoch=(before.depth - 1) * config.step_epochs + done,
         seed=derive_seed(config.seed, before.depth, place, rung),
+        new_lr=1.0,  # nothing is new any more
     )
     return replace(
         before, plan=plan, rung=rung, copy_weights=True, inherited_epochs=grown.total_epochs
     )
 
-# %% ../nbs/22g_halving.ipynb #8474c79c
+# %% ../nbs/22g_halving.ipynb #32489508
 Train = Callable[[Sequence[Candidate], Grown | Sequence[Grown]], list[Grown]]
 
 
@@ -76,7 +79,7 @@ def train_rungs(
     earlier: list[Outcome] = []
     for rung in range(1, len(config.rungs)):
         there = [g for g in done[1:] if g.outcome and g.outcome.candidate.rung == rung - 1]
-        kept = survivors([g.outcome for g in there if g.outcome], config.compare)
+        kept = survivors([g.outcome for g in there if g.outcome], config.compare, config.num_tips)
         going = [done[0]] if done[0].outcome and done[0].outcome.failed is None else []
         going += [g for g in there if g.outcome in kept]
         again = train_wave([trained_on(config, grown) for grown in going], going)
@@ -93,7 +96,7 @@ def num_trainings(
     "How many trainings a step is."
     total = left = num_candidates
     for _ in config.rungs[1:]:
-        left = survivors_of(left)
+        left = survivors_of(left, config.num_tips)
         total += left
     return total + max(1, len(config.rungs))
 

@@ -6,7 +6,7 @@
 __all__ = ['Role', 'RESERVED', 'BRANCH_NAME', 'Candidate', 'Outcome', 'badness', 'best_outcome', 'Decision', 'Step', 'Turn',
            'Finish', 'LayerDict', 'SearchHistory', 'accuracy_interval']
 
-# %% ../nbs/20c_history.ipynb #5de62a1b
+# %% ../nbs/20c_history.ipynb #dd522494
 import functools
 import hashlib
 import re
@@ -17,13 +17,20 @@ from typing import Any, Literal, TypedDict
 from scipy.stats import binomtest
 
 from .blocks import BlockSpec
-from .core import InputError, canonical_json, derive_seed, from_json, to_json
+from space_warps.core import (
+    LEFT_OUT,
+    InputError,
+    canonical_json,
+    derive_seed,
+    from_json,
+    to_json,
+)
 from .model import Architecture
 from .paired import PairedTest
 from .plan import EpochRecord, TrainPlan
 from .settings import SearchConfig, changed
 
-# %% ../nbs/20c_history.ipynb #b1101a1e
+# %% ../nbs/20c_history.ipynb #9064470f
 Role = Literal["candidate", "control", "continued", "scratch"]
 
 
@@ -45,6 +52,7 @@ class Candidate:
     morph: str = "deepen"  # What it does to its parent: deepen, widen, swap; fresh has none
     rung: int = 0  # How often it was trained on in this step
     predicted: float | None = None  # Log-loss that a predictor expected, in nats, if one was asked
+    start: str | None = field(default=None, metadata=LEFT_OUT)  # One of `STARTS`, if it was varied
 
     @property
     def name(self) -> str:
@@ -60,8 +68,14 @@ class Candidate:
         self,
         varied: Iterable[str],  # Names of what the search varies
     ) -> dict[str, Any]:  # As `SearchConfig.plan` takes it
-        "What was varied of how it is trained."
-        return {name: getattr(self.plan, name) for name in varied if name != "dropout"}
+        "What was varied of how it is started and trained."
+        start = self.start or ("copy" if self.copy_weights else "fresh")
+        known: dict[str, Any] = {"start": start, "jitter": self.jitter}
+        return {
+            name: known[name] if name in known else getattr(self.plan, name)
+            for name in varied
+            if name != "dropout"
+        }
 
     @property
     def is_final(self) -> bool:
@@ -73,7 +87,7 @@ class Candidate:
 class Outcome:
     "What training a candidate gave."
 
-    candidate: Candidate
+    candidate: Candidate  # What was trained
     val_acc: float  # Accuracy on the validation rows, in [0, 1]; 0 if failed
     val_loss: float  # Cross-entropy on the validation rows, in nats; 0 if failed
     best_epoch: int  # The epoch whose weights these are, from 1; 0 if failed
@@ -103,7 +117,7 @@ def best_outcome(
         done, key=lambda o: (badness(o, compare), o.num_params, o.candidate.index), default=None
     )
 
-# %% ../nbs/20c_history.ipynb #2ad45d02
+# %% ../nbs/20c_history.ipynb #3be629ac
 @dataclass(frozen=True)
 class Decision:
     "What follows from the outcomes of a depth."
@@ -128,7 +142,10 @@ class Step:
     tests: tuple[PairedTest | None, ...] = ()  # Candidates against the control; None if failed
     earlier: tuple[Outcome, ...] = ()  # Of lower rungs, as they were trained
 
-    def test_of(self, outcome: Outcome) -> PairedTest | None:
+    def test_of(
+        self,
+        outcome: Outcome,  # One of this step
+    ) -> PairedTest | None:
         "What the validation rows say about an outcome against the control."
         place = self.outcomes.index(outcome)
         return self.tests[place] if place < len(self.tests) else None
@@ -203,7 +220,7 @@ class Finish:
         "The one that was kept."
         return self.outcomes[self.index] if self.index is not None else None
 
-# %% ../nbs/20c_history.ipynb #4830579b
+# %% ../nbs/20c_history.ipynb #41d8487c
 class LayerDict(TypedDict):
     "One accepted block, as `progressive_architecture_search` reports it."
 
@@ -220,7 +237,7 @@ class LayerDict(TypedDict):
 class SearchHistory:
     "What was asked, tried and decided, from an empty network to the grown one."
 
-    config: SearchConfig
+    config: SearchConfig  # What was asked
     empty: Architecture  # The network without blocks
     num_train: int  # Rows to learn from
     num_val: int  # Rows to measure on
@@ -275,7 +292,10 @@ class SearchHistory:
         same = from_json(to_json(self), SearchHistory)  # as it will be read: 0 given as 0.0
         return hashlib.sha256(canonical_json(to_json(same)).encode()).hexdigest()
 
-    def turned(self, turn: Turn) -> "SearchHistory":
+    def turned(
+        self,
+        turn: Turn,  # Where to, and what is other from there on
+    ) -> "SearchHistory":
         "The story from which the search goes on; raises `InputError` where it cannot go there."
         steps, config = self.steps[: turn.to_step], self.config
         if turn.to_step > len(self.steps):

@@ -24,11 +24,14 @@ from .metrics import class_weights
 from .model import Architecture
 from .simulate import sample_catalogue
 
-# %% ../nbs/42c_inputs.ipynb #f7e3d208
-Loaders = tuple[DataLoader[Batch], DataLoader[Batch]]
+# %% ../nbs/42c_inputs.ipynb #01708d2a
+Loaders = tuple[DataLoader[Batch], DataLoader[Batch]]  # To train with, to validate with
 
 
-def catalogue_paths(data: DataConfig) -> tuple[str, str]:
+def catalogue_paths(
+    data: DataConfig,  # As it was asked for
+) -> tuple[str, str]:  # CSV, folder of images
+    "Where the catalogue is; raises `InputError` if only one of the two paths is given."
     if data.csv_path is None and data.img_dir_path is None:
         sample = sample_catalogue()
         return str(sample.csv_path), str(sample.img_dir_path)
@@ -37,7 +40,12 @@ def catalogue_paths(data: DataConfig) -> tuple[str, str]:
     return data.csv_path, data.img_dir_path
 
 
-def read_rows(config: Config, csv_path: str, img_dir_path: str) -> Loaders:
+def read_rows(
+    config: Config,  # Says how to read and split them
+    csv_path: str,  # CSV with id, ra, dec, class and the features
+    img_dir_path: str,  # Folder with {id}.jpg, .png or .fits
+) -> Loaders:
+    "Read a catalogue and split it by object."
     data = config.data
     return create_train_val_dataloaders(
         csv_path,
@@ -57,11 +65,18 @@ def read_rows(config: Config, csv_path: str, img_dir_path: str) -> Loaders:
     )
 
 
-def catalogues_of(loaders: Loaders) -> list[Catalogue]:
+def catalogues_of(
+    loaders: Loaders,  # Of a search
+) -> list[Catalogue]:
+    "Which rows are trained with, and which are validated with."
     return [loader.dataset.catalogue for loader in loaders]  # type: ignore[attr-defined]
 
-# %% ../nbs/42c_inputs.ipynb #1942c1bf
-def test_paths(data: DataConfig, folder: Path, paths: tuple[str, str]) -> tuple[Path, str] | None:
+# %% ../nbs/42c_inputs.ipynb #82f2da20
+def test_paths(
+    data: DataConfig,  # As it was asked for
+    folder: Path,  # Of the run
+    paths: tuple[str, str],  # CSV and folder of images of the search
+) -> tuple[Path, str] | None:  # CSV, folder of images
     "The run's own test set, if it has one."
     if data.test_csv is not None:
         return Path(data.test_csv), data.test_img_dir_path or paths[1]
@@ -73,8 +88,13 @@ def test_paths(data: DataConfig, folder: Path, paths: tuple[str, str]) -> tuple[
     return None
 
 
-def check_test(config: Config, loaders: Loaders, img_dir_path: str, empty: Architecture) -> None:
-    "Refuse what would fail after the search."
+def check_test(
+    config: Config,  # What was asked
+    loaders: Loaders,  # Of the search
+    img_dir_path: str,  # Folder of images of the search
+    empty: Architecture,  # Knows classes, features and image size
+) -> None:
+    "Raise `InputError` for what would fail after the search; say which test rows are known to it."
     data = config.data
     if data.test_csv is not None and data.test_share:
         raise InputError("data.test_csv and data.test_share are two ways to test; give one of them")
@@ -93,8 +113,12 @@ def check_test(config: Config, loaders: Loaders, img_dir_path: str, empty: Archi
 
 
 def read_test(
-    data: DataConfig, architecture: Architecture, csv_path: Path, img_dir_path: str
+    data: DataConfig,  # Says how to read it
+    architecture: Architecture,  # Of the model that will answer
+    csv_path: Path,  # Labelled rows
+    img_dir_path: str,  # Folder with their images
 ) -> Space_Galaxi:
+    "The test rows as the model reads them; raises `InputError` where they do not fit."
     return read_labelled(
         architecture,
         csv_path,
@@ -105,8 +129,13 @@ def read_test(
         cache_dir=data.cache_dir,
     )
 
-# %% ../nbs/42c_inputs.ipynb #d4658f46
-def write_share(config: Config, folder: Path, csv_path: str, img_dir_path: str) -> Observer:
+# %% ../nbs/42c_inputs.ipynb #5b9c9bad
+def write_share(
+    config: Config,  # What was asked
+    folder: Path,  # Of the run
+    csv_path: str,  # All rows
+    img_dir_path: str,  # Folder with their images
+) -> Observer:
     "An observer that writes the rows set aside as the run begins."
     data = config.data
     everything = Space_Galaxi(
@@ -127,9 +156,13 @@ def write_share(config: Config, folder: Path, csv_path: str, img_dir_path: str) 
 
     return write
 
-# %% ../nbs/42c_inputs.ipynb #d690e210
-def read_rows_again(asked: Config, folder: Path, needed: bool) -> Loaders | None:
-    "The rows of a run as it had them; None where they are gone and not needed."
+# %% ../nbs/42c_inputs.ipynb #dfb7b144
+def read_rows_again(
+    asked: Config,  # What was asked of the run
+    folder: Path,  # Of the run
+    needed: bool,  # Raise `InputError` where they are gone or have changed
+) -> Loaders | None:
+    "The rows of a run as it had them; None where they cannot be had and are not needed."
     try:
         paths = catalogue_paths(asked.data)
         environment = folder / "environment.json"

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['Thread', 'Jobs']
 
-# %% ../nbs/43h_jobs.ipynb #d7516a8f
+# %% ../nbs/43h_jobs.ipynb #daacb813
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .core import InputError
 from .session import first_cause
 
-# %% ../nbs/43h_jobs.ipynb #d6644caf
-Thread = Literal["reading", "computing", "drawing"]
+# %% ../nbs/43h_jobs.ipynb #d61b38a3
+Thread = Literal["reading", "computing", "drawing", "writing"]
 
 
 class Jobs:
@@ -29,8 +30,9 @@ class Jobs:
     ) -> None:
         self.say = say
         self.busy: list[str] = []  # What is being done, in words
-        threads: tuple[Thread, ...] = ("reading", "computing", "drawing")
-        self._threads = {name: ThreadPoolExecutor(1, name) for name in threads}
+        self.alone: list[str] = []  # What of it nothing else may overtake
+        self._order = asyncio.Lock()
+        self._threads = {name: ThreadPoolExecutor(1, name) for name in get_args(Thread)}
         self._tasks: set[asyncio.Task[None]] = set()  # The loop itself would let go of them
 
     def at_once(
@@ -51,10 +53,14 @@ class Jobs:
         then: Callable[[Any], None] = lambda result: None,  # Afterwards, with its result
         refuse: Callable[[str], None] | None = None,  # Or with why not; None says it
         thread: Thread = "computing",  # Which one
+        alone: bool = False,  # Whether it changes a run
     ) -> None:
         "Do something in a thread, and what follows on the event loop."
-        self.say("")
-        job = self._job(said, work, then, refuse or self.say, thread)
+        if alone and said in self.alone:
+            return  # pressed twice
+        self.alone += [said] if alone else []
+        self.busy.append(said)
+        job = self._job(said, work, then, refuse, thread, alone)
         try:
             task = asyncio.get_running_loop().create_task(job)
         except RuntimeError:  # no event loop: a test, or a script
@@ -75,16 +81,19 @@ class Jobs:
         said: str,
         work: Callable[[], Any],
         then: Callable[[Any], None],
-        refuse: Callable[[str], None],
+        refuse: Callable[[str], None] | None,
         thread: Thread,
+        alone: bool,
     ) -> None:
-        self.busy.append(said)
         try:
-            then(await self.wait_for(work, thread))
+            async with self._order if alone else contextlib.nullcontext():
+                then(await self.wait_for(work, thread))
         except Exception as error:  # told, so that the widgets stay alive
-            refuse(first_cause(error))
+            (refuse or self.say)(first_cause(error))
         finally:
             self.busy.remove(said)
+            if alone:
+                self.alone.remove(said)
 
     def close(self) -> None:
         "End the threads once they have done what they were told."

@@ -109,7 +109,7 @@ def plot_by_brightness(
     axes.set(xlabel="peak above sky (sky scatters)", ylabel="accuracy", ylim=(0, 1))
     return figure
 
-# %% ../nbs/32d_page.ipynb #8c19ebf3
+# %% ../nbs/32d_page.ipynb #f49d815a
 def _drawing(figure: Figure, said: str) -> str:
     "A figure as SVG inside HTML, the same bytes each time."
     text = io.StringIO()
@@ -122,12 +122,15 @@ def _drawing(figure: Figure, said: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     def line(cells: Sequence[Any], tag: str) -> str:
-        return "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells)
+        *first, last = (html.escape(str(cell)) for cell in cells)
+        rest = len(head) - len(cells) + 1  # a short row ends in a sentence
+        wide = f' colspan="{rest}"' if rest > 1 else ""
+        return "".join(f"<{tag}>{cell}</{tag}>" for cell in first) + f"<{tag}{wide}>{last}</{tag}>"
 
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
     return f"<table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
-# %% ../nbs/32d_page.ipynb #95af3f08
+# %% ../nbs/32d_page.ipynb #9f24d6b2
 def _growth(summary: dict[str, Any]) -> str:
     rows = []
     for step in summary["steps"]:
@@ -135,9 +138,10 @@ def _growth(summary: dict[str, Any]) -> str:
             said = tried["failed"] or f"{tried['val_accuracy']:.3f}"
             loss = "" if tried["failed"] else f"{tried['val_log_loss']:.3f}"
             epochs = f"{tried['epochs']} + {tried['inherited_epochs']}"
-            line = [step["depth"], tried["k"], said, loss, f"{tried['params']:,}", epochs]
+            named = ", ".join(str(each) for each in (tried["k"], tried.get("start")) if each)
+            line = [step["depth"], named, said, loss, f"{tried['params']:,}", epochs]
             rows.append([*line, _verdict(tried.get("against_control"))])
-        rows.append([step["depth"], step["decision"], step["reason"], "", "", "", ""])
+        rows.append([step["depth"], step["decision"], step["reason"]])
     head = ["depth", "k", "accuracy", "log-loss", "parameters", "epochs + inherited"]
     return _table([*head, "against the control (95% interval)"], rows)
 
@@ -167,7 +171,7 @@ def _finishing(finish: dict[str, Any] | None) -> str:
     said = f"<p>Kept: {html.escape(str(finish['kept']))} ({html.escape(finish['reason'])}).</p>"
     return said + _table(["training", "accuracy", "log-loss"], rows)
 
-# %% ../nbs/32d_page.ipynb #3a8541a3
+# %% ../nbs/32d_page.ipynb #77e787c9
 def _evaluated(record: dict[str, Any]) -> str:
     ends = record.get("intervals", {})
     rows = []
@@ -185,7 +189,7 @@ def _evaluated(record: dict[str, Any]) -> str:
     said = (
         f"<p>{html.escape(record['catalogue'])}: {record['num_rows']} rows of "
         f"{record['num_objects']} objects, opening {record['opening']} of this catalogue with this "
-        f"model. From the image alone, labels that contradict each other allow at most "
+        f"run. From the image alone, labels that contradict each other allow at most "
         f"{record['ceiling']:.3f}.</p>"
     )
     if seen := record.get("num_rows_seen"):
@@ -225,7 +229,7 @@ def _compared(rows: list[dict[str, Any]]) -> str:
     head = ["method", "inputs", "accuracy", "95% interval", "log-loss", "parameters"]
     return "<h3>On the same rows</h3>" + _table(head, lines)
 
-# %% ../nbs/32d_page.ipynb #a1da5c44
+# %% ../nbs/32d_page.ipynb #b542fb9a
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
@@ -235,7 +239,7 @@ th, td { padding: .25rem .75rem; text-align: left; border-bottom: 1px solid #ddd
 th { border-bottom: 2px solid #888; font-weight: 600; }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: 100%; vertical-align: top; }
 svg { max-width: 100%; height: auto; }
-pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; }
+pre { background: #f5f5f5; padding: 1rem; white-space: pre-wrap; }
 """
 
 

@@ -97,7 +97,7 @@ def reason_to_stop(
         return str(error)
     return ""
 
-# %% ../nbs/23b_path.ipynb #5ab5f4bb
+# %% ../nbs/23b_path.ipynb #692cd656
 class Past(Protocol):
     "What an earlier session of the same search left."
 
@@ -116,11 +116,17 @@ class Past(Protocol):
         "What is tried at the step that was begun and not decided; empty where there is none."
         ...
 
-    def recorded(self, candidate: Candidate) -> Grown | None:
-        "The answer to a candidate, if it is whole and there."
+    def recorded(
+        self,
+        candidate: Candidate,  # What is to be trained
+    ) -> Grown | None:  # None where it was not trained to its end, or its files are not whole
+        "The answer to a candidate."
         ...
 
-    def checkpoint(self, candidate: Candidate) -> Checkpoint | None:
+    def checkpoint(
+        self,
+        candidate: Candidate,  # What is to be trained
+    ) -> Checkpoint | None:  # None where there is none
         "Where the training of a candidate was cut off."
         ...
 

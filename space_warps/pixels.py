@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MANY', 'common_shape', 'decode_into', 'load_images']
 
-# %% ../nbs/01f_pixels.ipynb #4c69afc2
+# %% ../nbs/01f_pixels.ipynb #b4912225
 import hashlib
 import json
 import os
+import secrets
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -168,7 +169,7 @@ def _likely_shape(paths: Sequence[Path], image_size: int | None) -> Shape:
                 shapes.append(error)
     return common_shape(shapes, image_size)[0]
 
-# %% ../nbs/01f_pixels.ipynb #31326557
+# %% ../nbs/01f_pixels.ipynb #b0e88eee
 def _load_mapped(
     paths: Sequence[Path],
     size: tuple[int, int, int, int],
@@ -181,7 +182,9 @@ def _load_mapped(
     told = data.with_suffix(".json")
     common, bad = _read_told(told)
     if common is None or (common == size[1:] and not data.exists()):
-        beside = data.with_suffix(f".{os.getpid()}.part")
+        beside = data.with_suffix(
+            f".{secrets.token_hex(4)}.part"
+        )  # others may be making the same file
         try:
             _allocate(beside, int(np.prod(size)))
             pixels = MappedImages(beside, size, writable=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRUSTED', 'encode_network', 'encode_block', 'predict', 'at_first_rung', 'rank_correlation', 'is_trusted', 'pnas']
 
-# %% ../nbs/22f_predictor.ipynb #81d7ea0e
+# %% ../nbs/22f_predictor.ipynb #ffe4fbbc
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,10 +23,11 @@ from .core import derive_seed
 from .cost import count_cost
 from .history import Outcome, SearchHistory, Step
 from .plan import TrainPlan
+from .settings import STARTS
 from .space import Proposal, proposal_of
 from .strategies import children, drawn, register_strategy
 
-# %% ../nbs/22f_predictor.ipynb #fdd657f6
+# %% ../nbs/22f_predictor.ipynb #161a5eac
 def encode_network(
     history: SearchHistory,  # Knows the network without blocks, and the settings
     proposal: Proposal,  # The network
@@ -35,6 +36,7 @@ def encode_network(
     cost = count_cost(replace(history.empty, blocks=proposal.blocks))
     recipe = {name: getattr(history.config, name, 1.0) for name in ("lr", "weight_decay")}
     recipe |= {name: value for name, value in proposal.recipe.items() if name != "dropout"}
+    starts = STARTS if "start" in recipe else ()
     return [
         float(len(proposal.blocks)),
         math.log(cost.params),
@@ -43,6 +45,8 @@ def encode_network(
         math.log(recipe["lr"]),
         math.log(recipe["weight_decay"] + 1e-6),
         recipe.get("augmentation", 1.0),
+        *(float(recipe["start"] == each) for each in starts),
+        *(float(recipe[name]) for name in ("jitter", "new_lr") if name in recipe),
     ]
 
 
@@ -59,27 +63,33 @@ def encode_block(
     size = [math.log2(spec.k), float(spec.kernel_size), float(spec.pool), spec.dropout]
     return [*flags, *size, float(spec.squeeze)]
 
-# %% ../nbs/22f_predictor.ipynb #13540663
+# %% ../nbs/22f_predictor.ipynb #699f20ec
 def predict(
     history: SearchHistory,  # The trainings so far
     proposals: Sequence[Proposal],  # What to predict
     num_models: int = 50,  # Bootstrap samples
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:  # Each [proposals]
     "Expected log-loss against the mean of the step, in nats, and how unsure that is."
-    known = [
-        (encode_network(history, proposal_of(o.candidate, history.config)), o.val_loss - mean)
-        for step in history.steps
-        for group in [at_first_rung(step)]
-        for mean in [float(np.mean([o.val_loss for o in group]))]
-        for o in group
-    ]
+    groups = [group for step in history.steps if (group := at_first_rung(step))]
+    known = np.concatenate([_centred(_encoded(history, group)) for group in groups])
+    losses = np.concatenate([_centred(np.array([o.val_loss for o in group])) for group in groups])
     ridge = make_pipeline(StandardScaler(), Ridge(1.0))
     seed = derive_seed(history.config.seed, len(history.steps) + 1, 0, 2)
     models = BaggingRegressor(ridge, num_models, random_state=seed)
-    models.fit([numbers for numbers, _ in known], [loss for _, loss in known])
-    wanted = np.array([encode_network(history, proposal) for proposal in proposals])
+    models.fit(known, losses)
+    wanted = _centred(np.array([encode_network(history, proposal) for proposal in proposals]))
     each = np.stack([model.predict(wanted) for model in models.estimators_])
     return each.mean(0), each.std(0)
+
+
+def _encoded(history: SearchHistory, group: Sequence[Outcome]) -> npt.NDArray[np.float64]:
+    every = (proposal_of(outcome.candidate, history.config) for outcome in group)
+    return np.array([encode_network(history, proposal) for proposal in every])
+
+
+def _centred(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    found: npt.NDArray[np.float64] = values - values.mean(axis=0)
+    return found
 
 
 def at_first_rung(
@@ -90,7 +100,7 @@ def at_first_rung(
     first = [o for o in done if o.candidate.rung == 0 and o.candidate.role == "candidate"]
     return sorted(first, key=lambda outcome: outcome.candidate.index)
 
-# %% ../nbs/22f_predictor.ipynb #0c36b3e0
+# %% ../nbs/22f_predictor.ipynb #8e08a526
 TRUSTED = 0.3  # Rank correlation below which the predictor is not asked
 
 
@@ -105,7 +115,8 @@ def rank_correlation(
     ]
     if len(told) < 3 or len({predicted for predicted, _ in told}) == 1:
         return None
-    return float(spearmanr(*zip(*told, strict=True)).statistic)
+    found = float(spearmanr(*zip(*told, strict=True)).statistic)
+    return found if math.isfinite(found) else None  # equal losses have no order
 
 
 def is_trusted(

@@ -21,7 +21,7 @@ from .pareto import pareto_front
 from .settings import SearchConfig
 from .snapshot import Snapshot
 
-# %% ../nbs/31d_record.ipynb #646a05d5
+# %% ../nbs/31d_record.ipynb #97e1bc76
 @dataclass(frozen=True)
 class Node:
     "A decided depth, or the empty network."
@@ -165,7 +165,9 @@ class RunRecord:
         decided |= {o.candidate.name for finish in self.finishes() for o in finish.outcomes}
         taken = [outcome for step in steps for outcome in step.beam]
         taken += [finish.kept for finish in self.finishes() if finish.kept is not None]
-        taken += pareto_front([outcome for step in steps for outcome in step.outcomes])
+        for node in self.nodes:  # of every story that somebody may be at the end of
+            told = node.history.steps
+            taken += pareto_front([outcome for step in told for outcome in step.outcomes])
         return set(self.answers) - decided | {outcome.candidate.name for outcome in taken}
 
 # %% ../nbs/31d_record.ipynb #e6bb374e

@@ -15,7 +15,7 @@ from .history import Decision, Step, Turn
 from .record import RunRecord
 from .search import Said, Steer
 
-# %% ../nbs/31j_repeat.ipynb #b28a1273
+# %% ../nbs/31j_repeat.ipynb #d41dabc0
 def decisions_of(
     events: Iterable[dict[str, Any]],  # As they stand in the events of a run
 ) -> tuple[Said | None, ...]:  # None is the rule's decision
@@ -32,7 +32,7 @@ def decisions_of(
         elif event["event"] == "Turned":
             turn = from_json(event["turn"], Turn)
             line = line if turn.node is None else lines[turn.node]
-            line = (*line, replace(turn, node=None)) if line else line
+            line = (*(line or (None,)), replace(turn, node=None))  # said after a depth, if need be
             if turn.take is not None:
                 lines[record.tip] = line
     return line

@@ -6,9 +6,10 @@
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'summarise', 'front_of', 'plot_accuracy_vs_depth', 'plot_pareto', 'write_report',
            'describe']
 
-# %% ../nbs/30_report.ipynb #12c774e6
+# %% ../nbs/30_report.ipynb #40245ee4
 import io
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from .history import Finish, Outcome, SearchHistory, Step, accuracy_interval
 from .pareto import pareto_front
 from .predictor import rank_correlation
 
-# %% ../nbs/30_report.ipynb #b0078d94
+# %% ../nbs/30_report.ipynb #c6f53227
 def summarise(
     history: SearchHistory,  # The story of a search
     model_sha256: str,  # Of model.safetensors
@@ -93,6 +94,20 @@ def _training(outcome: Outcome) -> dict[str, Any]:
         "epochs": outcome.candidate.plan.epochs,
         "inherited_epochs": outcome.candidate.inherited_epochs,
         "failed": outcome.failed,
+        **({"start": outcome.candidate.start} if outcome.candidate.start else {}),
+    }
+
+
+def _epochs(step: Step, outcome: Outcome) -> dict[str, int]:
+    "Those of all its rungs in this step, and those that it had from its parent."
+    candidate = outcome.candidate
+    same = [(o.candidate.role, o.candidate.index, o.candidate) for o in step.earlier]
+    own = (candidate.role, candidate.index)
+    epochs = sum(each.plan.epochs for *who, each in same if tuple(who) == own)
+    epochs += candidate.plan.epochs
+    return {
+        "epochs": epochs,
+        "inherited_epochs": candidate.inherited_epochs + candidate.plan.epochs - epochs,
     }
 
 
@@ -111,13 +126,14 @@ def _step(step: Step) -> dict[str, Any]:
                 "morph": outcome.candidate.morph,
                 "parent": outcome.candidate.parent,
                 **_training(outcome),
+                **_epochs(step, outcome),
                 "dropped": dropped.get(outcome.candidate.index),
                 "predicted": outcome.candidate.predicted,
                 "against_control": to_json(step.test_of(outcome)),
             }
             for outcome in step.outcomes
         ],
-        "control": _training(step.control),
+        "control": {**_training(step.control), **_epochs(step, step.control)},
         "built_on_next": [outcome.candidate.index for outcome in step.beam],
         "rank_correlation": rank_correlation(step),
     }
@@ -137,7 +153,7 @@ def _finish(finish: Finish) -> dict[str, Any]:
         "scratch_spread_val_accuracy": statistics.stdev(scratch) if len(scratch) > 1 else None,
     }
 
-# %% ../nbs/30_report.ipynb #3e3af1a9
+# %% ../nbs/30_report.ipynb #257fa0b0
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
@@ -172,7 +188,8 @@ def _plot_accuracy(axes: Any, history: SearchHistory) -> None:
         depths, values, yerr=[below, above], fmt="o-", color=BLUE, capsize=3, label="grown network"
     )
     axes.set_ylabel(f"validation accuracy\n({history.num_val} rows, 95% interval)")
-    axes.set_title(f"{_blocks(len(history.layers()))}; {history.stopped}", fontsize=9)
+    title = f"{_blocks(len(history.layers()))}; {history.stopped}"
+    axes.set_title(textwrap.fill(title, 90), fontsize=9)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(handles.values(), handles.keys(), fontsize=8, frameon=False)
 
@@ -244,7 +261,7 @@ def plot_pareto(
     )
     return figure
 
-# %% ../nbs/30_report.ipynb #220416e3
+# %% ../nbs/30_report.ipynb #6ea02aff
 def write_report(
     history: SearchHistory,  # The story of a search
     model_sha256: str,  # Of model.safetensors

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['check_new_folder', 'open_again', 'RunFolder', 'record_turn', 'rewrite_report', 'check_ended']
 
-# %% ../nbs/31g_runs.ipynb #a770c54f
+# %% ../nbs/31g_runs.ipynb #e4629ff3
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+from .budget import check_turn
 from .core import InputError, sha256_file, write_atomic, write_json
 from .environment import differences
 from space_warps.events import (
@@ -239,12 +240,13 @@ class RunFolder:
             for name in set(self.record.answers) - self.record.kept():
                 (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
 
-# %% ../nbs/31g_runs.ipynb #fec05797
+# %% ../nbs/31g_runs.ipynb #5a7bfaff
 def record_turn(
     folder: str | Path,  # Folder of a run that nobody writes to
     turn: Turn,  # Where it shall go
 ) -> RunRecord:  # What the events tell now
     "Write a turn to a run; raises `InputError` where it cannot go there."
+    check_turn(turn)
     journal, record = open_again(folder)
     try:
         event = Turned(turn, record.turned(going_on(record), turn).config)

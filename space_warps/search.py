@@ -41,7 +41,7 @@ from .settings import SearchConfig, read_budget
 from .snapshot import weights_to_bytes
 from .train import Stopped
 
-# %% ../nbs/23c_search.ipynb #c2d37e6a
+# %% ../nbs/23c_search.ipynb #f5c57129
 Said = Decision | Turn
 Steer = Callable[[Step], Said | tuple[Said, ...]]
 
@@ -84,10 +84,10 @@ def decided(
     trained = {outcome.candidate.index for outcome in step.outcomes if outcome.failed is None}
     if decision.kind == "reject":
         return replace(step, decision=replace(decision, index=None))
-    if decision.index not in trained:
+    if unknown := [each for each in (decision.index, *decision.beside) if each not in trained]:
         told = ", ".join(map(str, sorted(trained))) or "none that could be trained"
         raise InputError(
-            f"candidate {decision.index} cannot be taken at depth {step.depth}; it has {told}"
+            f"candidate {unknown[0]} cannot be taken at depth {step.depth}; it has {told}"
         )
     return replace(step, decision=decision)
 
@@ -104,7 +104,7 @@ def train_in_full(
     wave = propose_finish(config, grown.outcome, path.history.branch)
     return path.finished_by(*finish(config, wave, lambda wave: train_wave(wave, grown), emit))
 
-# %% ../nbs/23c_search.ipynb #4b81a808
+# %% ../nbs/23c_search.ipynb #3ddeb47b
 def search(
     config: SearchConfig,  # What to do; that of the past goes on where there is one
     runner: Runner,  # Who trains
@@ -151,8 +151,7 @@ def _begin(config: SearchConfig, runner: Runner, past: Past | None) -> Path:
     empty = runner.empty
     is_new = past is None or past.history is None
     if is_new and config.budget is not None and read_budget(config.budget)[1]:
-        typical = (config.specs_at(1)[-1], config.specs_at(2)[-1])
-        config = in_epochs(config, runner.seconds_per_epoch(typical))
+        config = in_epochs(config, _typical_seconds(config, runner))
     now = SearchHistory(config, empty.architecture, runner.num_train, runner.num_val)
     history = past.history if past is not None and past.history is not None else now
     scaling = history.empty.scaling
@@ -165,6 +164,14 @@ def _begin(config: SearchConfig, runner: Runner, past: Past | None) -> Path:
         )
     propose_within(replace(history, steps=(), finish=None))
     return Path(history, ((Grown(replace(empty, architecture=history.empty)),),))
+
+
+def _typical_seconds(config: SearchConfig, runner: Runner) -> float:
+    "Of an epoch, the mean over a network of each family."
+    depths = range(1, min(2, config.max_layers) + 1)
+    kinds = [{spec.kind: spec for spec in config.specs_at(depth)} for depth in depths]
+    networks = [tuple(specs[kind] for specs in kinds) for kind in kinds[0]]
+    return sum(runner.seconds_per_epoch(blocks) for blocks in networks) / len(networks)
 
 
 def _where_stopped(path: Path) -> str:

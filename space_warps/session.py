@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['State', 'Begin', 'first_cause', 'Session']
 
-# %% ../nbs/33a_session.ipynb #d2128dac
+# %% ../nbs/33a_session.ipynb #919ec883
 import queue
 import threading
 import time
@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from .budget import check_turn
 from .core import InputError
 from .events import Observer
 from .history import Decision, Step, Turn
@@ -25,19 +26,23 @@ from .search import Said, decided, search
 from .settings import SearchConfig
 from .train import Stopped
 
-# %% ../nbs/33a_session.ipynb #8911c6db
+# %% ../nbs/33a_session.ipynb #daaea748
 def first_cause(
     error: BaseException,  # What ended a search
 ) -> str:
-    "What was the matter at first, in a sentence."
-    while (cause := error.__cause__ or error.__context__) is not None:
+    "What was the matter at first, in a sentence; one that was written for a person is the answer."
+    while not isinstance(error, InputError) and (cause := _cause_of(error)) is not None:
         error = cause
     said = " ".join(str(error).split())
     if isinstance(error, InputError) and said:
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
-# %% ../nbs/33a_session.ipynb #37e84fd3
+
+def _cause_of(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+# %% ../nbs/33a_session.ipynb #4a8f2129
 State = Literal["resting", "training", "paused", "asking"]
 Begin = Callable[[], tuple[Runner, dict[str, Any]]]
 
@@ -68,6 +73,7 @@ class Session:
         self.num_batches = 0  # Training steps so far
         self._thread: threading.Thread | None = None
         self._answers: queue.SimpleQueue[tuple[Said, ...] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # One answer for each depth that asks
         self._may_go = threading.Event()
         self._may_go.set()
         self._record = RunRecord()  # Of the search that runs
@@ -107,6 +113,14 @@ class Session:
         *said: Said,  # A decision, turns, or a decision and then turns
     ) -> None:
         "Decide about the depth that waits; raises `InputError` where that cannot be."
+        if any(isinstance(each, Turn) and each.node is not None for each in said):
+            raise InputError("a search that waits goes back in its own story only; stop it first")
+        self._check(said)
+        self._has_to_rest = self._by_steps
+        self._answer(said)
+
+    def _check(self, said: tuple[Said, ...]) -> None:
+        "Raise `InputError` where something cannot be said of the depth that waits."
         step = self.asked
         if step is None:
             raise InputError("no depth waits for a decision; press Step, and wait for its end")
@@ -117,20 +131,24 @@ class Session:
         story = replace(story, steps=(*story.steps, step))
         for each in said:
             if isinstance(each, Turn):
+                check_turn(each)
                 story = self._record.turned(story, each)
-        self._has_to_rest = self._by_steps
-        self._answer(said)
 
     def turn(
         self,
         turn: Turn,  # Where to go
     ) -> None:
         "Go back, or another way; raises `InputError` where that cannot be, or while it trains."
-        if self.state == "asking":
+        if self.state == "asking" and turn.node is None:
             return self.say(turn)
+        if self.state == "asking":  # a node elsewhere: the depth that waits stays undecided
+            self._check((turn,))
+            self.stop()
+            self.wait()
         if self.state != "resting":
             raise InputError("the search is training; wait for the end of the depth, or stop it")
         record_turn(self.folder, turn)
+        self.error, self.exception = "", None
 
     def finish(self) -> None:
         "Grow no further and train what is there in full."
@@ -176,21 +194,28 @@ class Session:
             self.runner.close()
 
     def _go(self, by_steps: bool) -> None:
+        if self._thread is not None and (self._has_to_rest or self._has_to_stop):
+            self._may_go.set()
+            self._thread.join()  # it is about to rest, and would hear no more
         state, self._by_steps = self.state, by_steps
         if state == "asking":
             assert self.asked is not None
-            self._has_to_rest = False
             return self._answer((self.asked.decision,))
         if state == "resting":
             self._has_to_stop = self._has_to_rest = False
             self.error, self.exception = "", None
+            self._answers = queue.SimpleQueue()  # none that came too late for the last one
             self._thread = threading.Thread(target=self._search, daemon=True)
             self._thread.start()
         self._may_go.set()
 
     def _answer(self, said: tuple[Said, ...] | None) -> None:
-        self.asked = None
-        self._answers.put(said)
+        with self._lock:
+            if self.asked is None:
+                return  # it was answered meanwhile
+            self.asked = None
+            self._may_go.set()  # a pause that came after the last batch of the depth
+            self._answers.put(said)
 
     def _search(self) -> None:
         "The thread."
@@ -235,9 +260,11 @@ class Session:
         return self._has_to_stop or self._has_to_rest
 
     def _steer(self, step: Step) -> tuple[Said, ...]:
-        if not self._by_steps or self._has_to_stop:
+        if not self._by_steps and not self._has_to_stop:
             return (step.decision,)
         self.asked = step
+        if self._has_to_stop:  # looked at last, so that no stop comes between
+            self._answer(None)
         said = self._answers.get()
         if said is None:
             raise Stopped

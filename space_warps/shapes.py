@@ -33,7 +33,7 @@ def measure_block(
         block = build_block(spec, in_shape[0])
     return block_output_shape(spec, in_shape), sum(p.numel() for p in block.parameters())
 
-# %% ../nbs/33c_shapes.ipynb #11551e2a
+# %% ../nbs/33c_shapes.ipynb #edceb200
 def plot_network(
     empty: Architecture,  # The network without blocks
     blocks: Sequence[BlockSpec],  # From the image upwards
@@ -42,7 +42,7 @@ def plot_network(
 ) -> Figure:
     "The blocks from left to right, with their maps and parameters; candidates in orange."
     figure = blank(*size)
-    axes = figure.add_axes((0, 0, 1, 1))
+    axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
     num_settled = len(blocks) if num_settled is None else num_settled
     channels, height, width = empty.image_shape
     shape = empty.encoded_shape
@@ -51,30 +51,30 @@ def plot_network(
     said += "" if is_long else f" px\n{channels} channel{'s'[: channels > 1]}"
     boxes = [(said, shape, GREY)]
     for place, spec in enumerate(blocks):
+        before = shape
         try:
             shape, num_params = measure_block(spec, shape)
         except InputError:
             break
-        said = f"k={spec.k}\n{shape[2]}x{shape[1]}"
+        said = f"k={spec.k}"
+        said += f"\n{shape[2]}x{shape[1]}" if shape[1:] != before[1:] else ""
         if not is_long:
             said = f"{spec.kind} {spec.kernel_size}x{spec.kernel_size}\n{shape[2]}x{shape[1]} px, "
             said += f"k={spec.k}\n{num_params:,} par."
         boxes.append((said, shape, BLUE if place < num_settled else ORANGE))
     said = f"head\n{len(empty.classes)}{'' if is_long else ' classes'}"
     boxes.append((said, (len(empty.classes), height // 2, 1), GREY))
-    room = max(6.6, len(boxes))
+    axes.set(xlim=(0, max(6.6, len(boxes))), ylim=(-0.75, 1.08))
     most = max([shape[0] for _, shape, _ in boxes])
     fontsize = 6.5 if is_long else 7.5
     for place, (said, (wide, high, _), colour) in enumerate(boxes):
         breadth, side = 0.12 + 0.5 * (wide / most) ** 0.5, 0.1 + 0.9 * high / height
         corner = place + 0.5 - breadth / 2, 0.5 - side / 2
         is_new = colour == ORANGE
-        axes.add_patch(
+        axes.add_artist(
             Rectangle(corner, breadth, side, fc=colour, alpha=0.75, hatch="//" if is_new else "")
         )
         axes.text(place + 0.5, -0.08, said, ha="center", va="top", fontsize=fontsize)
-    axes.set(xlim=(0, room), ylim=(-0.75, 1.08))
-    axes.axis("off")
     return figure
 
 # %% ../nbs/33c_shapes.ipynb #59c5a009

@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 from .core import InputError, cache_folder, derive_seed
 from .sky import RECIPE, RECIPE_VERSION, SkyObject, draw_cutout, draw_object, to_jpeg
 
-# %% ../nbs/05b_simulate.ipynb #9bc0238c
+# %% ../nbs/05b_simulate.ipynb #e963ca91
 def draw_redshift(
     kind: str,  # GALAXY, QSO or STAR
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # Settles what is drawn
 ) -> float:
     "The redshift of an object of this class."
     if kind == "GALAXY":
@@ -33,25 +33,25 @@ def draw_redshift(
         return float(rng.gamma(3.31, 0.444))
     return float(-4.8e-5 + 2.9e-4 * rng.standard_t(2))
 
-# %% ../nbs/05b_simulate.ipynb #0ccf6543
+# %% ../nbs/05b_simulate.ipynb #9daad14d
 def draw_z_err(
     kind: str,  # GALAXY, QSO or STAR
     z: float,  # Redshift
     log_peak: float,  # log10 of the peak over the sky noise; faint objects have large errors
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # Settles what is drawn
 ) -> float:
     "The error of a redshift that was measured."
     first, by_redshift, by_peak, deviation = RECIPE[kind].z_err
     middle = first + by_redshift * np.log10(max(abs(z), 1e-6)) + by_peak * log_peak
     return float(10 ** rng.normal(middle, deviation))
 
-# %% ../nbs/05b_simulate.ipynb #4496cccb
+# %% ../nbs/05b_simulate.ipynb #bf0fd7f0
 def spoil(
-    thing: SkyObject,
+    thing: SkyObject,  # What was looked at
     kind: str,  # The class that the catalogue gives
     z: float,  # Redshift
     z_err: float,  # Its error
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # Settles what is drawn
 ) -> tuple[float, float]:  # z, z_err
     "What a fit that may have failed leaves in the catalogue."
     failures = dict(RECIPE[kind].failures)
@@ -88,11 +88,11 @@ def sky_position(
     south, north = np.sin(np.radians([-30, 75]))
     return 360 * float(across), float(np.degrees(np.arcsin(south + (north - south) * up)))
 
-# %% ../nbs/05b_simulate.ipynb #12461fbf
+# %% ../nbs/05b_simulate.ipynb #13975fc7
 def object_rows(
-    thing: SkyObject,
+    thing: SkyObject,  # What was looked at
     position: tuple[int, int, int],  # Seed of the sky, part (0 or 1), number of the object
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # Settles what is drawn
 ) -> Iterator[dict[str, str | float]]:
     "One row per spectrum, the keys in the order of `COLUMNS`."
     seed, part, index = position
@@ -131,11 +131,11 @@ def catalogue_paths(
     "The files in a simulated folder."
     return CataloguePaths(folder / "annotations.csv", folder / "test.csv", folder / "images")
 
-# %% ../nbs/05b_simulate.ipynb #996adcec
+# %% ../nbs/05b_simulate.ipynb #49993787
 def write_part(
     paths: tuple[Path, Path],  # Of the CSV and of the image folder
     sky: tuple[int, int],  # Seed, and part: 0 or 1
-    num_rows: int,
+    num_rows: int,  # Of the CSV
     image_size: int,  # Pixels
     report: Callable[[int], object],  # Told how many rows there are more
 ) -> None:
@@ -155,13 +155,13 @@ def write_part(
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.to_csv(paths[0], index=False, float_format="%.9g", lineterminator="\n")
 
-# %% ../nbs/05b_simulate.ipynb #5da5bff8
+# %% ../nbs/05b_simulate.ipynb #a1f87431
 def simulate(
     out_dir: str | Path,  # The folder to make; must not hold anything
     *,
     num_rows: int = 1200,  # Of annotations.csv
     num_test_rows: int = 300,  # Of test.csv
-    seed: int = 42,
+    seed: int = 42,  # Another seed, another sky
     image_size: int = 75,  # Height and width of the cutouts, pixels of 0.25 arcsec
     progress: bool = True,  # Show a bar
 ) -> CataloguePaths:

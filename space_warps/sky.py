@@ -54,7 +54,7 @@ GALAXY = ClassRecipe(
 RECIPE = {"STAR": STAR, "QSO": QSO, "GALAXY": GALAXY}
 STARLIKE_GALAXIES = 0.08  # A failed fit is often called GALAXY; what it shows is a star
 
-# %% ../nbs/05a_sky.ipynb #fae87176
+# %% ../nbs/05a_sky.ipynb #70e127d3
 class Seeing(NamedTuple):
     "The blur of one image."
 
@@ -64,7 +64,9 @@ class Seeing(NamedTuple):
     angle: float  # Of the long axis, radians
 
 
-def draw_seeing(rng: np.random.Generator) -> Seeing:
+def draw_seeing(
+    rng: np.random.Generator,  # Settles what is drawn
+) -> Seeing:
     "The seeing of one image."
     return Seeing(
         fwhm=4.2 + 0.3 * float(np.clip(rng.standard_normal(), -3, 3)),
@@ -73,7 +75,7 @@ def draw_seeing(rng: np.random.Generator) -> Seeing:
         angle=rng.uniform(0, np.pi),
     )
 
-# %% ../nbs/05a_sky.ipynb #23657e05
+# %% ../nbs/05a_sky.ipynb #1880f1ef
 def grid(
     size: int,  # Height and width, pixels
     x0: float,  # The origin, pixels right of the middle
@@ -86,7 +88,11 @@ def grid(
     return x, y
 
 
-def point(x: Pixels, y: Pixels, seeing: Seeing) -> Pixels:
+def point(
+    x: Pixels,  # From the middle of the star, pixels
+    y: Pixels,  # The same
+    seeing: Seeing,  # How a point is spread
+) -> Pixels:
     "A star at the origin of `x` and `y`, with a peak of 1."
     from astropy.modeling.models import Moffat2D  # loading takes a second
 
@@ -98,14 +104,14 @@ def point(x: Pixels, y: Pixels, seeing: Seeing) -> Pixels:
     )
     return light
 
-# %% ../nbs/05a_sky.ipynb #9468c7d7
+# %% ../nbs/05a_sky.ipynb #eeb78352
 def spiral_arms(
     x: Pixels,  # From the middle of the galaxy, pixels
     y: Pixels,  # The same
     radius: float,  # Half-light radius of the disk, pixels
     axis_ratio: float,  # Of the inclined disk
     angle: float,  # Of its long axis, radians
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # Settles what is drawn
 ) -> Pixels:  # What the light of the disk is multiplied with
     "Two arms, weak in the middle."
     cos, sin = np.cos(angle), np.sin(angle)
@@ -116,14 +122,14 @@ def spiral_arms(
     arms: Pixels = 1 + rng.uniform(0.3, 0.8) * np.minimum(distance, 1) * np.cos(2 * phase)
     return arms
 
-# %% ../nbs/05a_sky.ipynb #4f45aaf0
+# %% ../nbs/05a_sky.ipynb #a3440f03
 def galaxy(
     size: int,  # Height and width, pixels
     x0: float,  # Its middle, pixels right of the image's
     y0: float,  # The same, downwards
-    seeing: Seeing,
+    seeing: Seeing,  # How a point is spread
     radius: float,  # Half-light radius of the disk, pixels
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # Settles what is drawn
 ) -> Pixels:  # (size, size)
     "A galaxy with a peak of 1 after the blur."
     from astropy.modeling.models import Sersic2D  # loading takes a second
@@ -145,15 +151,15 @@ def galaxy(
     blurred: Pixels = np.maximum(light, 0) / light.max()  # Fourier leaves some at -1e-18
     return blurred
 
-# %% ../nbs/05a_sky.ipynb #3bcabde4
+# %% ../nbs/05a_sky.ipynb #fcf044d7
 SATURATION = 1500.0  # What a pixel holds, in units of the sky noise
 
 
 def add_neighbours(
     image: Pixels,  # (size, size), in units of the sky noise
     slope: float,  # Of the cumulative counts
-    seeing: Seeing,
-    rng: np.random.Generator,
+    seeing: Seeing,  # How a point is spread
+    rng: np.random.Generator,  # Settles what is drawn
 ) -> Pixels:  # Another image
     "Stars and galaxies that happen to be near."
     size = len(image)
@@ -167,10 +173,10 @@ def add_neighbours(
             image = image + peak * point(*grid(size, x0, y0), seeing)
     return np.minimum(image, SATURATION)
 
-# %% ../nbs/05a_sky.ipynb #303b005f
+# %% ../nbs/05a_sky.ipynb #bfb8dc9a
 def sky_noise(
     size: int,  # Height and width, pixels
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # Settles what is drawn
 ) -> Pixels:  # (size, size)
     "Correlated noise with a deviation of about 1."
     kernel = np.array([[0, 0.1, 0], [0.1, 1, 0.1], [0, 0.1, 0]]) / np.sqrt(1.04)
@@ -188,7 +194,7 @@ def sky_noise(
     uneven: Pixels = noise + 0.12 * rng.lognormal(0, 0.3) * background
     return uneven
 
-# %% ../nbs/05a_sky.ipynb #841c08d7
+# %% ../nbs/05a_sky.ipynb #9e19b936
 class SkyObject(NamedTuple):
     "One object of the sky."
 
@@ -197,7 +203,9 @@ class SkyObject(NamedTuple):
     log_peak: float  # log10 of its peak over the sky noise
 
 
-def draw_object(rng: np.random.Generator) -> SkyObject:
+def draw_object(
+    rng: np.random.Generator,  # Settles what is drawn
+) -> SkyObject:
     "An object of a random class."
     kind = str(rng.choice(list(RECIPE), p=[recipe.share for recipe in RECIPE.values()]))
     looks = "STAR" if kind == "GALAXY" and rng.random() < STARLIKE_GALAXIES else kind
@@ -205,11 +213,11 @@ def draw_object(rng: np.random.Generator) -> SkyObject:
     population = recipe.faint if rng.random() < recipe.faint_share else recipe.bright
     return SkyObject(kind, looks, float(rng.normal(*population)))
 
-# %% ../nbs/05a_sky.ipynb #908cb5a2
+# %% ../nbs/05a_sky.ipynb #a2862efd
 def draw_cutout(
-    thing: SkyObject,
+    thing: SkyObject,  # What is to be seen
     size: int,  # Height and width, pixels
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # Settles what is drawn
 ) -> Pixels:  # (size, size), in units of the sky noise
     "The object with its surroundings, as the telescope sees it."
     seeing = draw_seeing(rng)

@@ -20,8 +20,10 @@ from .replay import compare_outcomes, replay
 from .runs import record_turn
 from .tree import RunTree, describe_tree
 
-# %% ../nbs/42e_steering.ipynb #4f018505
-def run_tree(config: Config) -> None:
+# %% ../nbs/42e_steering.ipynb #0d62f6f2
+def run_tree(
+    config: Config,  # That of the run
+) -> None:
     "Print every decided depth of a run and every way that was taken."
     print(describe_tree(RunTree(_folder(config))))
 
@@ -60,8 +62,10 @@ def _which(config: Config) -> int | None:
         raise InputError("step is missing; give a depth, or finish for the training in full")
     return None if config.step == "finish" else config.depth
 
-# %% ../nbs/42e_steering.ipynb #eae006cb
-def run_undo(config: Config) -> None:
+# %% ../nbs/42e_steering.ipynb #940d5969
+def run_undo(
+    config: Config,  # With the step or the node to go back to, and perhaps a note
+) -> None:
     "Go back to an earlier depth of a run."
     turn = Turn(_depth(config), node=config.node, note=config.note)
     record = record_turn(_folder(config), turn)

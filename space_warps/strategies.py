@@ -6,7 +6,7 @@
 __all__ = ['Strategy', 'register_strategy', 'registered_strategies', 'propose_next', 'drawn', 'greedy', 'children', 'beam',
            'random']
 
-# %% ../nbs/22e_strategies.ipynb #28a83508
+# %% ../nbs/22e_strategies.ipynb #8caeb136
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ import numpy as np
 from .core import InputError, derive_seed
 from .history import SearchHistory
 from .settings import SearchConfig, recipes
-from .space import Proposal, expand, possible, refusal
+from .space import Proposal, expand, keys_of, possible, refusal, settled
 
 # %% ../nbs/22e_strategies.ipynb #97f71305
 Strategy = Callable[[SearchHistory], list[Proposal]]
@@ -96,7 +96,7 @@ def beam(
     "The children of the best networks of the last step."
     return _at_most(history, children(history))
 
-# %% ../nbs/22e_strategies.ipynb #cde12e08
+# %% ../nbs/22e_strategies.ipynb #b753c1ed
 @register_strategy("random")
 def random(
     history: SearchHistory,  # The story so far
@@ -106,9 +106,10 @@ def random(
     generator = np.random.default_rng(derive_seed(config.seed, len(history.steps) + 1, 0, 1))
     wanted = config.num_candidates or len(config.specs_at(2))
     found: dict[str, Proposal] = {}
+    known = keys_of(history)
     for _ in range(100 * wanted):
         each = _draw(config, generator)
-        if not refusal(config, history.empty, each.blocks):
+        if each.key not in known and not refusal(config, history.empty, each.blocks):
             found[each.key] = each
         if len(found) == wanted:
             break
@@ -123,4 +124,4 @@ def _draw(config: SearchConfig, generator: np.random.Generator) -> Proposal:
     blocks = tuple(specs[generator.integers(len(specs))] for specs in choices)
     if "dropout" in recipe:
         blocks = tuple(replace(spec, dropout=recipe["dropout"]) for spec in blocks)
-    return Proposal(blocks, "fresh", 0, recipe)
+    return settled(config, Proposal(blocks, "fresh", 0, recipe))

@@ -6,7 +6,7 @@
 __all__ = ['OnEpoch', 'keep_freed_memory', 'place_model', 'Evaluation', 'evaluate', 'Stopped', 'Diverged', 'Trained', 'train',
            'learn_from', 'take_step', 'train_epoch']
 
-# %% ../nbs/13c_train.ipynb #91c747cd
+# %% ../nbs/13c_train.ipynb #9f9b5a42
 import ctypes
 import functools
 import math
@@ -24,7 +24,7 @@ from .checkpoint import Best, Checkpoint, restore_checkpoint, take_checkpoint
 from .core import autocast, deterministic, seeded
 from .dataset import Batch
 from .loaders import iterate
-from .plan import EpochRecord, TrainPlan, build_optimizer, build_schedule
+from .plan import EpochRecord, TrainPlan, build_optimizer, build_schedule, raise_new
 from .snapshot import Weights, clone_weights
 
 # %% ../nbs/13c_train.ipynb #26d4aed2
@@ -98,7 +98,7 @@ class Trained:
 
 OnEpoch = Callable[[EpochRecord, Callable[[], Checkpoint]], None]
 
-# %% ../nbs/13c_train.ipynb #5cd67524
+# %% ../nbs/13c_train.ipynb #d3a261c3
 def train(
     model: nn.Module,  # `ProgressiveModel`, or called as one; left as the last epoch left it
     train_loader: DataLoader[Batch],  # Rows to learn from
@@ -126,6 +126,7 @@ def train(
     for epoch in range(len(records), plan.epochs):
         number = plan.first_epoch + epoch
         model.train()
+        raise_new(optimizer, plan.new_factor(epoch))
         with seeded(plan.seed, number), deterministic(), autocast(precision, device):
             loss = train_epoch(step, train_loader, number, device, should_stop)
         measured = evaluate(model, val_loader, device, precision)
@@ -142,7 +143,7 @@ def train(
     assert best is not None  # a plan has at least one epoch
     return Trained(tuple(records), best.record, best.weights, best.scores)
 
-# %% ../nbs/13c_train.ipynb #07b43a4c
+# %% ../nbs/13c_train.ipynb #77f10c56
 def learn_from(
     model: nn.Module,  # Is trained in place
     optimizer: torch.optim.Optimizer,  # Holds the model's parameters
@@ -166,6 +167,7 @@ def take_step(
     batch: Batch,  # Images, labels, features
 ) -> Tensor:  # Mean loss, detached
     "One step of a training."
+    raise_new(schedule.optimizer)
     loss = learn(batch)
     schedule.step()
     return loss

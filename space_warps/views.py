@@ -21,7 +21,7 @@ from .session import State
 from .shapes import way_to
 from .watch import Training, Watch
 
-# %% ../nbs/43c_views.ipynb #18ee1c93
+# %% ../nbs/43c_views.ipynb #bd26d578
 def tell_seconds(
     seconds: float | None,  # None is not known yet
 ) -> str:
@@ -40,7 +40,7 @@ def tell_state(
 ) -> str:
     "What a run is doing, in a sentence."
     if error:
-        return f"stopped by an error: {error}"
+        return f"stopped by an error: {error}. New run begins with the settings as they stand"
     history = watch.record.history
     what = "training in full" if watch.is_finishing else f"depth {watch.depth}"
     if state == "asking":
@@ -49,7 +49,9 @@ def tell_state(
         if not watch.is_open:
             return "reading the data and getting ready"
         done = sum(t.outcome is not None for t in watch.trainings.values())
-        left = "paused" if state == "paused" else f"about {tell_seconds(watch.seconds_left())} left"
+        seconds = watch.seconds_left()
+        left = tell_seconds(seconds) if seconds is None else f"about {tell_seconds(seconds)} left"
+        left = "paused" if state == "paused" else left
         return f"{what}: {done} of {watch.num_wanted} networks trained, {left}"
     if history is None:
         return "no run yet: Step trains one depth, Start goes on until the end"
@@ -58,8 +60,16 @@ def tell_state(
     where = f"resting at depth {len(history.steps)} of branch {history.branch}"
     return f"{where}; {what} was begun, Start goes on with it" if watch.is_open else where
 
-# %% ../nbs/43c_views.ipynb #f32e8fd6
-HEADS = ("candidate", "accuracy", "95% interval", "against the control", "parameters", "time")
+# %% ../nbs/43c_views.ipynb #ce67c58f
+HEADS = (
+    "candidate",
+    "accuracy",
+    "95% interval",
+    "log-loss",
+    "against the control",
+    "parameters",
+    "time",
+)
 
 
 def tell_verdict(
@@ -78,16 +88,18 @@ def _cells(training: Training, step: Step | None, num_val: int) -> list[str]:
     outcome, epochs = training.outcome, training.epochs
     name = name_candidate(training.candidate)
     if outcome is not None and outcome.failed is not None:
-        return [name, "failed", "", outcome.failed, "", tell_seconds(training.seconds)]
+        return [name, "failed", "", "", outcome.failed, "", tell_seconds(training.seconds)]
     if outcome is None:
         done = f"epoch {epochs[-1].epoch if epochs else 0} of {training.candidate.plan.epochs}"
         score = f"{epochs[-1].val_acc:.3f}" if epochs else ""
-        return [name, score, "", done, "", ""]
+        loss = f"{epochs[-1].val_loss:.3f}" if epochs else ""
+        return [name, score, "", loss, done, "", ""]
     low, high = accuracy_interval(outcome.val_acc, num_val)
     said = tell_verdict(step, outcome)
     size = f"{outcome.num_params:,}"
     time_s = tell_seconds(training.seconds)
-    return [name, f"{outcome.val_acc:.3f}", f"{low:.3f} to {high:.3f}", said, size, time_s]
+    interval, loss = f"{low:.3f} to {high:.3f}", f"{outcome.val_loss:.3f}"
+    return [name, f"{outcome.val_acc:.3f}", interval, loss, said, size, time_s]
 
 
 def candidates_table(
@@ -98,6 +110,7 @@ def candidates_table(
     history = watch.record.history
     decided = history.steps[-1] if history and history.steps else None
     step = asked or (decided if decided and decided.depth == watch.depth else None)
+    step = None if watch.is_finishing else step
     taken = step.taken if step is not None and step is not asked else None
     rows = []
     for training in watch.trainings.values():

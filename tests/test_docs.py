@@ -217,7 +217,8 @@ def test_readme_is_current() -> None:
 
 def commands(text: str) -> list[list[str]]:
     """Program, command and keys of each line that calls make or space-warps."""
-    lines = [line.strip().replace("$(BIN)/", "") for line in text.splitlines()]
+    whole = text.replace("\\\n", " ")
+    lines = [line.strip().replace("$(BIN)/", "") for line in whole.splitlines()]
     wanted = [line for line in lines if line.startswith(("make ", "space-warps "))]
     return [shlex.split(line.removesuffix("&")) for line in wanted]
 

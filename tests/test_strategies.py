@@ -9,7 +9,7 @@ from conftest import Tiny, grow
 
 from space_warps.budget import epochs_spent
 from space_warps.cli import main
-from space_warps.events import CandidateEnded, Event
+from space_warps.events import CandidateEnded, EpochEnded, Event
 from space_warps.record import read_history
 from space_warps.runs import RunFolder
 
@@ -38,6 +38,12 @@ def test_every_strategy_grows_a_network(tiny: Tiny, tmp_path: Path, strategy: st
     assert first["strategy"] == strategy
     tried = [candidate for step in first["steps"] for candidate in step["candidates"]]
     assert any(candidate["dropped"] for candidate in tried)
+    for each in (each for each in tried if not each["failed"]):
+        assert each["epochs"] == (1 if each["dropped"] else 2)
+    begun, later = (step["control"] for step in first["steps"])
+    assert (begun["inherited_epochs"], later["inherited_epochs"]) == (0, 2)
+    beams = [len(step["built_on_next"]) for step in first["steps"] if step["built_on_next"]]
+    assert beams[0] == (2 if strategy in ("beam", "pnas") else 1)
     assert (tmp_path / "first" / "pareto.png").is_file()
     for point in first["pareto"]:
         assert (tmp_path / "first" / f"{point['name']}.safetensors").is_file()
@@ -109,3 +115,95 @@ def test_recipe_and_architecture_are_searched_together(tiny: Tiny, tmp_path: Pat
     recipes: Any = {(o.candidate.plan.lr, o.candidate.plan.augmentation) for o in first.outcomes}
     assert len(recipes) == 4
     assert len(first.outcomes) == 16
+
+
+START = ["search.vary={start:[fresh,copy,net2net],new_lr:[4]}", "search.num_candidates=0"]
+
+
+def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Path) -> None:
+    words = [*WIDE, *START, "search.k_candidates=[4]", "search.epochs_per_eval=2"]
+    summary = grow(tiny, tmp_path / "run", *words, "search.patience=2")
+    first, second = read_history(tmp_path / "run").steps
+    assert {o.candidate.start for o in first.outcomes} == {"fresh"}
+    tried = {(o.candidate.blocks[-1].kind, o.candidate.start): o for o in second.outcomes}
+    assert len(tried) == len(second.outcomes) == 6
+    assert first.taken is not None
+    for (_, start), outcome in tried.items():
+        candidate = outcome.candidate
+        assert candidate.inherited_epochs == (0 if start == "fresh" else 2)
+        assert candidate.plan.new_lr == (1.0 if start == "fresh" else 4.0)
+    losses = {key: outcome.epochs[0].val_loss for key, outcome in tried.items()}
+    assert len(set(losses.values())) == 6
+    told = summary["steps"][1]["candidates"]
+    assert [each["start"] for each in told] == [o.candidate.start for o in second.outcomes]
+    assert [each["inherited_epochs"] for each in told] == [
+        o.candidate.inherited_epochs for o in second.outcomes
+    ]
+    assert main(["replay", f"run.dir={tmp_path / 'run'}", "step=2"]) == 0
+
+
+def test_a_search_over_starts_is_the_same_in_workers_and_after_a_cut(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        *WIDE,
+        *START,
+        "search.rungs=[1,3]",
+        "search.strategy=beam",
+        "search.morphs=[deepen,widen]",
+    ]
+    words += ["run.checkpoint_s=0"]
+    whole = grow(tiny, tmp_path / "whole", *words)
+    told, plain = [], RunFolder.__call__
+
+    def dies(self: RunFolder, event: Event) -> None:
+        plain(self, event)
+        told.append(isinstance(event, EpochEnded) and event.candidate.start == "net2net")
+        if sum(told) == 2:
+            raise Killed
+
+    monkeypatch.setattr(RunFolder, "__call__", dies)
+    run = tmp_path / "cut"
+    with pytest.raises(Killed):
+        main(["search", *tiny.words(), f"run.dir={run}", *words])
+    monkeypatch.undo()
+    assert main(["search", f"run.dir={run}", "run.resume=true", "search.workers=2"]) == 0
+    summary = json.loads((run / "progressive_summary.json").read_text())
+    assert summary["model_sha256"] == whole["model_sha256"]
+    assert summary["history_sha256"] == whole["history_sha256"]
+
+
+def test_without_a_varied_start_nothing_new_is_written(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    grow(tiny, run, *WIDE)
+    written = (run / "events.jsonl").read_text() + (run / "progressive_summary.json").read_text()
+    assert '"jitter":' in written
+    for name in ("start", "new_lr"):
+        assert f'"{name}":' not in written
+
+
+def test_the_plain_rule_tries_the_lists_that_are_given(tiny: Tiny, tmp_path: Path) -> None:
+    words = [
+        *WIDE,
+        "search.plain=true",
+        "search.families=[conv,residual]",
+        "search.num_candidates=0",
+    ]
+    grow(tiny, tmp_path / "run", *words)
+    history = read_history(tmp_path / "run")
+    assert (history.config.warm_start, history.config.compare) == ("chained", "accuracy")
+    for step in history.steps:
+        tried = [(o.candidate.blocks[-1].kind, o.candidate.blocks[-1].k) for o in step.outcomes]
+        assert tried == [(kind, k) for kind in ("conv", "residual") for k in (4, 8)]
+        assert [o.candidate.sibling is None for o in step.outcomes] == [True, False, False, False]
+
+
+def test_the_plain_rule_refuses_what_it_cannot_chain(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for word in ("search.strategy=beam", "search.rungs=[1,2]"):
+        asked = [*WIDE, "search.plain=true", word]
+        assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", *asked]) == 2
+        assert "it goes with strategy='greedy' and without rungs" in capsys.readouterr().err
+    freed = ["search.plain=true", "search.warm_start=parallel", "search.strategy=beam"]
+    grow(tiny, tmp_path / "freed", *WIDE, *freed)
