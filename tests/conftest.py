@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from space_warps.cli import main
@@ -95,6 +96,15 @@ def make_tiny(tmp_path: Path) -> Callable[..., Tiny]:
     """Makes catalogues with other numbers of rows, sizes and colours."""
     count = iter(range(1000))
     return lambda **options: write_tiny(tmp_path / f"tiny{next(count)}", **options)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread to compute with, as each of the workers of a search has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

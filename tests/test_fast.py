@@ -37,14 +37,6 @@ def environment(run: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_workers_grow_the_same_network(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
     alone = grow(tiny, tmp_path / "alone", *QUICK)
     beside = grow(tiny, tmp_path / "beside", *QUICK, "search.workers=2")

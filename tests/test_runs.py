@@ -88,17 +88,14 @@ def signalled(at: int, signals: Sequence[str], *words: str) -> subprocess.Comple
 
 
 @pytest.fixture
-def faults() -> Iterator[ModuleType]:
+def faults(one_thread: None) -> Iterator[ModuleType]:
     """The script that counts what a run survives; it forks, so it has one thread."""
     spec = importlib.util.spec_from_file_location("faults", ROOT / "benchmarks/faults.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["faults"] = module
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     spec.loader.exec_module(module)
     yield module
-    torch.set_num_threads(before)
     del sys.modules["faults"]
 
 

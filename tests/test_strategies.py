@@ -143,7 +143,7 @@ def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Pa
 
 
 def test_a_search_over_starts_is_the_same_in_workers_and_after_a_cut(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     words = [
         *WIDE,
