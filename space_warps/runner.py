@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FindCheckpoint', 'Start', 'ROWS_LOOKED_AT', 'TIMED_BATCHES', 'Grown', 'starts_of', 'Runner', 'first_weights',
-           'hand_on_start', 'Measured', 'calibrate', 'answer', 'is_failure', 'LocalRunner']
+           'hand_on_start', 'Measured', 'measure', 'calibrate', 'answer', 'is_failure', 'LocalRunner']
 
 # %% ../nbs/22_runner.ipynb #7d950814
 import hashlib
@@ -155,6 +155,16 @@ class Measured:
     temperature: float = 1.0  # What they were divided by
 
 
+def measure(
+    snapshot: Snapshot,  # A trained network
+    val_loader: DataLoader[Batch],  # Rows to measure on
+    device: str | torch.device,  # Where to compute
+) -> Measured:
+    "What a network says in float32."
+    said = evaluate(snapshot.model(), val_loader, device)
+    return Measured(said.accuracy, said.loss, said.scores)
+
+
 def calibrate(
     snapshot: Snapshot,  # A trained network
     val_loader: DataLoader[Batch],  # Rows to measure on
@@ -165,8 +175,7 @@ def calibrate(
     before = evaluate(symmetric.model(), val_loader, device)
     temperature = fit_temperature(before.scores.numpy(), before.labels.numpy())
     finished = cooled(symmetric, temperature)
-    after = evaluate(finished.model(), val_loader, device)
-    return finished, Measured(after.accuracy, after.loss, after.scores, temperature)
+    return finished, replace(measure(finished, val_loader, device), temperature=temperature)
 
 # %% ../nbs/22_runner.ipynb #60913bbf
 def answer(
@@ -206,7 +215,7 @@ def answer(
             should_stop=should_stop,
             start=checkpoint,
         )
-        grown = _answered(candidate, model, trained, val_loader, device)
+        grown = _answered(candidate, model, trained, val_loader, device, precision)
     except (Diverged, MemoryError, RuntimeError) as error:
         if not is_failure(error):
             raise
@@ -242,12 +251,15 @@ def _answered(
     trained: Trained,
     val_loader: DataLoader[Batch],
     device: str | torch.device,
+    precision: str,
 ) -> Grown:
     "The network at rest, after its last touch if this was its last training."
     snapshot, best = Snapshot(model.architecture, trained.weights), trained.best
     measured = Measured(best.val_acc, best.val_loss, trained.scores)
     if candidate.is_final:
         snapshot, measured = calibrate(snapshot, val_loader, device)
+    elif precision != "float32":
+        measured = measure(snapshot, val_loader, device)
     outcome = Outcome(
         candidate,
         measured.accuracy,
