@@ -255,7 +255,7 @@ def read_run_config(
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise InputError(
-            f"no config.yaml in {folder}; give the folder of a run, or begin one without run.resume"
+            f"no config.yaml in {folder}; give the folder of a run, or begin a new one"
         )
     try:
         stored = OmegaConf.load(path)

@@ -15,7 +15,7 @@ from typing import Any
 
 from .blocks import registered_blocks
 from .config import Config, explain_keys, known_keys
-from .core import InputError
+from .core import InputError, choose_device
 from .loaders import check_share
 from .settings import CHOICES, LISTS
 from .strategies import registered_strategies
@@ -142,6 +142,8 @@ def with_key(
     section, name = key.split(".")
     if name in ("fraction", "train_ratio"):
         check_share(name, value)
+    if name == "device":
+        choose_device(value)
     changed: Any = replace(getattr(config, section), **{name: value})
     return replace(config, **{section: changed})
 

@@ -28,6 +28,7 @@ from .looks import look_at, network_here, snapshot_of
 from .panel import Panel
 from .search import Said
 from .session import first_cause
+from .train import Stopped
 from .views import AS_TAKEN, Picture
 from space_warps.words import (
     alert,
@@ -38,7 +39,7 @@ from space_warps.words import (
     show_others,
     show_status,
 )
-from .workplace import Workplace, audit_rows, latest_run, plan_of
+from .workplace import Workplace, audit_rows, latest_run, plan_of, runs_in
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,11 @@ class Dashboard:
         self.place: Workplace = place
         if self.place.session is None:
             self.place.config = config or Config()
-        shown = self.place.shown
+        self._given = config
         self.pictures = Album(self.place)
-        runs = [str(path.parent) for path in sorted(self.place.home.glob("*/events.jsonl"))]
-        self.panel = Panel(shown, self.pictures, runs)
+        is_same = before is not None and before._given == config
+        typed = before.typed() if before is not None and is_same else None
+        self.panel = Panel(typed or self.place.shown, self.pictures)
         if self.place.session is not None:
             self.panel.open_page("Growth")
         self.jobs: Jobs = before.jobs if before else Jobs(self.say)  # what computes goes on
@@ -77,6 +79,7 @@ class Dashboard:
         self.predicted: tuple[float, ...] = ()  # Seconds of each training of the next depth
         self._predicted_for: Any = None
         self._told: Any = None  # The story that the code and the map of a cutout belong to
+        self._settings = plan_of(self.place.shown)  # What the controls were last brought to
         self._next_draw = 0.0  # When the next picture may be drawn beside a training
         self._task: asyncio.Task[None] | None = None
         if before is not None:
@@ -111,6 +114,13 @@ class Dashboard:
     def asked(self) -> Config:
         "What the controls say; raises `InputError` while one of them is wrong."
         return self.panel.asked(self.place.config)
+
+    def typed(self) -> Config | None:  # None while something is wrong
+        "What the controls say, if all of it is right."
+        try:
+            return self.asked()
+        except InputError:
+            return None
 
     def say(
         self,
@@ -212,9 +222,7 @@ class Dashboard:
         place, record = self.place, self.place.watch.record
         if place.state != "resting" or record.is_complete or place.loaders is None:
             return
-        try:
-            config = self.asked()
-        except InputError:
+        if (config := self.typed()) is None:
             return
         if place.session is None and not place.knows(config):
             return  # another catalogue, that nobody has asked to read
@@ -222,7 +230,15 @@ class Dashboard:
         if about != self._predicted_for and not self.jobs.busy:
             self._predicted_for, self.predicted = about, ()
             said = "measuring what a step takes"
-            self.jobs.do(said, lambda: place.predict(config), self._take, lambda said: None)
+            self.jobs.do(said, lambda: self._measure(config), self._take, lambda said: None)
+
+    def _measure(self, config: Config) -> tuple[float, ...]:
+        "Seconds of each training of the next depth; none as soon as a person wants something."
+        try:
+            return self.place.predict(config, lambda: bool(self.jobs.alone))
+        except Stopped:
+            self._predicted_for = None  # later
+            return ()
 
     def _take(self, predicted: tuple[float, ...]) -> None:
         self.predicted = predicted
@@ -305,6 +321,7 @@ class Dashboard:
         panel, place = self.panel, self.place
         if place.story != self._told:
             self._told, self.pictures.attention = place.story, None
+            self._follow()
             panel.code.value, panel.code.layout.display = "", "none"
         is_next = self._predicted_for is not None and self._predicted_for[0] == place.story
         show_status(panel, place, self.jobs.busy, self.predicted if is_next else ())
@@ -314,6 +331,14 @@ class Dashboard:
         show_buttons(panel, place, bool(self.jobs.alone))
         opened = describe_evaluation(place.opened.figures) if place.opened else ""
         put(panel.figures, f"<pre>{html.escape(opened)}</pre>" if opened else "")
+
+    def _follow(self) -> None:
+        "Bring the settings, and the runs that can be opened, to where the run has gone."
+        settings = plan_of(self.place.shown)
+        if settings != self._settings:
+            self._settings = settings
+            self.panel.search.show(self.place.shown)
+        put(self.panel.run, tuple(runs_in(self.place.home)), "options")
 
     def visible(self) -> list[Picture]:
         "The pictures of the page that is open."

@@ -6,6 +6,7 @@
 __all__ = ['predict_seconds']
 
 # %% ../nbs/23e_forecast.ipynb #ff603fae
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,16 +15,22 @@ from .halving import survivors_of
 from .history import SearchHistory
 from .runner import Grown, Runner
 from .snapshot import Snapshot
+from .train import Stopped
 
 # %% ../nbs/23e_forecast.ipynb #cecd406a
 def predict_seconds(
     history: SearchHistory,  # The story so far
     runner: Runner,  # Who will train
+    should_stop: Callable[[], bool] = lambda: False,  # Asked before each measurement
 ) -> tuple[float, ...]:  # Seconds of the control and each candidate, then of the later rungs
-    "How long the trainings of a depth will take, each by itself."
+    "How long the trainings of a depth will take, each by itself; raises `Stopped` when asked to."
     tips = [Grown(Snapshot(replace(history.empty, blocks=each), {})) for each in history.tips]
     wave = propose(history, tips)
-    each = [runner.seconds_per_epoch(candidate.blocks) for candidate in wave]
+    each = []
+    for candidate in wave:
+        if should_stop():
+            raise Stopped
+        each.append(runner.seconds_per_epoch(candidate.blocks))
     seconds = [one * candidate.plan.epochs for one, candidate in zip(each, wave, strict=True)]
     usual, left = sum(each[1:]) / max(1, len(each) - 1), len(wave) - 1
     for below, above in pairwise(history.config.rungs):

@@ -6,6 +6,7 @@
 __all__ = ['network_here', 'flips_of', 'snapshot_of', 'Answered', 'answers_here', 'look_at', 'predict_next']
 
 # %% ../nbs/33f_looks.ipynb #13773f46
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -109,14 +110,15 @@ def predict_next(
     watch: Watch,  # The run; it may not have begun
     config: SearchConfig,  # What is asked, where it has not
     runner: Runner,  # Who will train
+    should_stop: Callable[[], bool] = lambda: False,  # Asked before each measurement
 ) -> tuple[float, ...]:  # Seconds of each training; none where no depth comes next
-    "How long the next depth will take. Nothing else may train meanwhile."
+    "How long the next depth will take; raises `Stopped` when asked to. Nothing else may train meanwhile."
     if watch.record.history is None:
         asked = replace(config, budget=None)  # a time is turned into epochs when it begins
         begun = SearchHistory(asked, runner.empty.architecture, runner.num_train, runner.num_val)
-        return predict_seconds(begun, runner)
+        return predict_seconds(begun, runner, should_stop)
     history = going_on(watch.record)
     path = SearchPath(history, ((Grown(runner.empty),),))
     if watch.record.is_complete or reason_to_stop(path, watch.record.seconds):
         return ()
-    return predict_seconds(history, runner)
+    return predict_seconds(history, runner, should_stop)

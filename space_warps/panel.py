@@ -6,7 +6,7 @@
 __all__ = ['BUTTONS', 'PAGES', 'button', 'line', 'wall', 'Panel']
 
 # %% ../nbs/43f_panel.ipynb #9534d334
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ipywidgets as widgets
@@ -81,7 +81,6 @@ class Panel:
         self,
         config: Config,  # What the controls show first
         pictures: Album,  # What is drawn
-        runs: Sequence[str] = (),  # Folders that can be opened
     ) -> None:
         self.data = Form(DATA_LABELS, config)
         self.augment = Form(AUGMENT_LABELS, config)
@@ -104,7 +103,7 @@ class Panel:
         self.about: dict[str, Any] = {}  # What each choice was last filled from
         self.code = widgets.Textarea(rows=14, disabled=True, layout={"width": "100%"})
         self.code.layout.display = "none"
-        self._choices(runs)
+        self._choices()
         pages = (self._data(pictures), self._settings(), self._growth(pictures))
         boxes = [widgets.VBox(children) for children in (*pages, self._after(pictures))]
         self.tabs: Any = widgets.Tab(boxes, titles=PAGES)
@@ -147,7 +146,7 @@ class Panel:
         "Show another page."
         self.tabs.selected_index = PAGES.index(name)
 
-    def _choices(self, runs: Sequence[str]) -> None:
+    def _choices(self) -> None:
         "What is chosen or typed beside the buttons."
         tip = "Candidate that is looked at, and that Accept this one takes"
         self.candidate = widgets.Dropdown(options=[], tooltip=tip, layout={"width": "230px"})
@@ -158,7 +157,7 @@ class Panel:
         tip = "Name of the branch: letters, digits, _ and -"
         self.name = widgets.Text(placeholder="branch name", tooltip=tip, layout={"width": "130px"})
         tip = "Folder of a run, of this dashboard or of the command line"
-        self.run = widgets.Combobox(placeholder="folder of a run", options=runs, tooltip=tip)
+        self.run = widgets.Combobox(placeholder="folder of a run", options=[], tooltip=tip)
         self.cutout = widgets.Combobox(placeholder="id of a cutout", ensure_option=False)
 
     def _rows_of_buttons(self) -> list[Any]:
@@ -172,8 +171,8 @@ class Panel:
 
     def _data(self, pictures: Album) -> list[Any]:
         read = line(self.buttons["read"], self.buttons["audit"])
-        shown = [self.data.widget, read, self.rows, wall(pictures.data)]
-        return [*shown, widgets.HTML("<b>augmentation</b>"), self.augment.widget, self.audit]
+        shown = [self.data.widget, read, self.rows, self.audit, wall(pictures.data)]
+        return [*shown, widgets.HTML("<b>augmentation</b>"), self.augment.widget]
 
     def _settings(self) -> list[Any]:
         said = widgets.HTML("These settings hold for the next run, or for a branch.")
