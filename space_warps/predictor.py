@@ -29,19 +29,25 @@ from .strategies import children, drawn, register_strategy
 
 # %% ../nbs/22f_predictor.ipynb #161a5eac
 def encode_network(
-    history: SearchHistory,  # Knows the network without blocks, and the settings
+    history: SearchHistory,  # The story up to the step that would try it
     proposal: Proposal,  # The network
 ) -> list[float]:
     "A network as a model can read it."
+    config, parents = history.config, history.steps[-1].beam if history.steps else ()
+    last, *below = [encode_block(spec) for spec in reversed(proposal.blocks)]
+    means = np.mean(below, axis=0).tolist() if below else [0.0] * len(last)
     cost = count_cost(replace(history.empty, blocks=proposal.blocks))
-    recipe = {name: getattr(history.config, name, 1.0) for name in ("lr", "weight_decay")}
+    recipe = {name: getattr(config, name, 1.0) for name in ("lr", "weight_decay")}
     recipe |= {name: value for name, value in proposal.recipe.items() if name != "dropout"}
     starts = STARTS if "start" in recipe else ()
     return [
         float(len(proposal.blocks)),
         math.log(cost.params),
         math.log(cost.macs),
-        *encode_block(proposal.blocks[-1]),
+        *last,
+        *means,
+        parents[proposal.parent].val_loss if parents else 0.0,
+        *(float(proposal.morph == each) for each in config.morphs),
         math.log(recipe["lr"]),
         math.log(recipe["weight_decay"] + 1e-6),
         recipe.get("augmentation", 1.0),
@@ -70,9 +76,9 @@ def predict(
     num_models: int = 50,  # Bootstrap samples
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:  # Each [proposals]
     "Expected log-loss against the mean of the step, in nats, and how unsure that is."
-    groups = [group for step in history.steps if (group := at_first_rung(step))]
-    known = np.concatenate([_centred(_encoded(history, group)) for group in groups])
-    losses = np.concatenate([_centred(np.array([o.val_loss for o in group])) for group in groups])
+    groups = [(n, group) for n, step in enumerate(history.steps) if (group := at_first_rung(step))]
+    known = np.concatenate([_centred(_encoded(history, n, group)) for n, group in groups])
+    losses = np.concatenate([_centred(np.array([o.val_loss for o in each])) for _, each in groups])
     ridge = make_pipeline(StandardScaler(), Ridge(1.0))
     seed = derive_seed(history.config.seed, len(history.steps) + 1, 0, 2)
     models = BaggingRegressor(ridge, num_models, random_state=seed)
@@ -82,9 +88,13 @@ def predict(
     return each.mean(0), each.std(0)
 
 
-def _encoded(history: SearchHistory, group: Sequence[Outcome]) -> npt.NDArray[np.float64]:
+def _encoded(
+    history: SearchHistory, place: int, group: Sequence[Outcome]
+) -> npt.NDArray[np.float64]:
+    "The candidates of a step, as they were when it began."
+    before = replace(history, steps=history.steps[:place])
     every = (proposal_of(outcome.candidate, history.config) for outcome in group)
-    return np.array([encode_network(history, proposal) for proposal in every])
+    return np.array([encode_network(before, proposal) for proposal in every])
 
 
 def _centred(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
