@@ -88,21 +88,11 @@ class SearchConfig:
         for name in (*LISTS, "k_candidates", "rungs", "vary"):
             object.__setattr__(self, name, _as_tuples(getattr(self, name)))
         self._check_space()
-        if min(self.max_layers, self.finish_seeds) < 1:
-            raise InputError(
-                f"max_layers and finish_seeds are at least 1; got {self.max_layers} and "
-                f"{self.finish_seeds}"
-            )
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(
                     f"{name} is {' or '.join(map(repr, allowed))}; got {getattr(self, name)!r}"
                 )
-        if not (math.isfinite(self.jitter) and min(self.jitter, self.seed, self.patience) >= 0):
-            raise InputError(
-                f"jitter, seed and patience are at least 0; got {self.jitter}, {self.seed} and "
-                f"{self.patience}"
-            )
         budget = self.time_budget_s
         if budget is not None and not (math.isfinite(budget) and budget > 0):
             raise InputError(f"time_budget_s is above 0 seconds, or none at all; got {budget}")
@@ -142,21 +132,27 @@ class SearchConfig:
                 "far; it goes with strategy='greedy' and without rungs"
             )
         check_varied(self.varied)
-        counted = ("max_params", "max_macs", "max_steps", "beam_width")
-        counts: dict[str, int | None] = {name: getattr(self, name) for name in counted}
-        for name, count in counts.items():
-            if count is not None and count < 1:
+        counted = (
+            "max_layers",
+            "max_steps",
+            "beam_width",
+            "finish_seeds",
+            "max_params",
+            "max_macs",
+        )
+        for name in counted:
+            if (count := getattr(self, name)) is not None and count < 1:
                 raise InputError(f"{name} is at least 1; got {count}")
+        for name in ("jitter", "seed", "patience", "num_candidates"):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+                raise InputError(f"{name} is at least 0; got {value}")
         slowest = self.max_latency_ms
         if slowest is not None and not (math.isfinite(slowest) and slowest > 0):
             raise InputError(f"max_latency_ms is above 0 milliseconds; got {slowest}")
         if self.budget is not None:
             read_budget(self.budget)
-        if self.num_candidates < 0 or not 0 <= self.explore <= 1:
-            raise InputError(
-                "num_candidates is at least 0 and explore a share in [0, 1]; got "
-                f"{self.num_candidates} and {self.explore}"
-            )
+        if not 0 <= self.explore <= 1:
+            raise InputError(f"explore is a share in [0, 1]; got {self.explore}")
 
     @property
     def varied(self) -> dict[str, Any]:
@@ -268,9 +264,13 @@ def check_varied(
     given = vary if isinstance(vary, dict) else {}
     if unknown := [start for start in given.get("start", ()) if start not in STARTS]:
         raise InputError(f"a start is one of {', '.join(STARTS)}; got {unknown[0]!r}")
-    for jitter in given.get("jitter", ()):
-        if not (isinstance(jitter, int | float) and math.isfinite(jitter) and jitter >= 0):
-            raise InputError(f"jitter is at least 0; got {jitter!r}")
+    numbers = [(name, value) for name in given if name != "start" for value in given[name]]
+    for name, value in numbers:
+        whole = isinstance(value, int | float) and not isinstance(value, bool)
+        if not whole or not math.isfinite(value):
+            raise InputError(f"vary names numbers for {name}; got {value!r}")
+        if name == "jitter" and value < 0:
+            raise InputError(f"jitter is at least 0; got {value!r}")
 
 
 def check_rungs(

@@ -210,11 +210,11 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
     [
         ("search.schedule=cosine", "schedule is 'one_cycle' or 'constant'; got 'cosine'"),
         ("search.compare=luck", "compare is 'loss' or 'accuracy'; got 'luck'"),
-        ("search.patience=-1", "jitter, seed and patience are at least 0"),
+        ("search.patience=-1", "patience is at least 0; got -1"),
         ("search.first_pool=0", "pool is at least 1 pixel; got 0"),
         ("search.label_smoothing=1", "label_smoothing is a share in [0, 1); got 1.0"),
         ("search.finish_epochs=0", "finish_epochs is at least 1; got 0; finish=false"),
-        ("search.finish_seeds=0", "max_layers and finish_seeds are at least 1; got 1 and 0"),
+        ("search.finish_seeds=0", "finish_seeds is at least 1; got 0"),
         ("augment.shift=-1", "shift must be a whole number of pixels from 0 to 100; got -1"),
     ],
 )
