@@ -32,7 +32,7 @@ from .history import SearchHistory, Turn
 from .journal import Journal, read_events
 from .past import RunPast
 from .record import RunRecord, going_on, read_record
-from .report import write_report
+from .report import time_front, write_report
 from .snapshot import load_snapshot, save_snapshot
 
 # %% ../nbs/31g_runs.ipynb #e1e7fecc
@@ -202,8 +202,10 @@ class RunFolder:
         if isinstance(event, SearchEnded):
             sha256 = save_snapshot(event.snapshot, self.folder)
             seconds = time.monotonic() - self.began
-            self.summary = write_report(event.history, sha256, seconds, self.folder)
-            return {"seconds": round(seconds, 3), "model_sha256": sha256}
+            latency = time_front(event.history, self.environment.get("device", "cpu"))
+            self.summary = write_report(event.history, sha256, seconds, self.folder, latency)
+            told = {"seconds": round(seconds, 3), "latency_ms": latency}
+            return {**told, "model_sha256": sha256}
         return {}
 
     def _append(self, content: dict[str, Any]) -> None:
@@ -264,7 +266,8 @@ def rewrite_report(
     "Write the summary and the plot of a run again, from its events."
     check_ended(folder)
     record, last = read_record(folder), read_events(folder)[-1]
-    return write_report(going_on(record), record.model_sha256, last["seconds"], folder)
+    told = record.model_sha256, last["seconds"], folder, last.get("latency_ms", {})
+    return write_report(going_on(record), *told)
 
 
 def check_ended(
