@@ -16,9 +16,8 @@ def execute_all() -> None:
     names = [name for name in execute.notebook_names() if not execute.is_current(name)]
     with execute.copies_of(names) as copies:
         for number, (name, copy) in enumerate(copies.items(), 1):
-            done = copy.result()
-            if done.returncode:
-                raise SystemExit(done.stdout + done.stderr)
+            if wrong := copy.result():
+                raise SystemExit(wrong)
             print(f"executed {number} of {len(names)}: {name}", flush=True)
 
 

@@ -2,18 +2,19 @@
 
 python docs/execute.py                every notebook of nbs/, in place
 python docs/execute.py 00_core ...    these
-python docs/execute.py --copy NAME    one, into _docs/executed, also where it is there already
 """
 
 import functools
 import hashlib
 import json
+import multiprocessing.forkserver
 import os
+import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
@@ -23,6 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 EXECUTED = ROOT / "_docs" / "executed"
 SKIPPED = {"slow"}
+SECONDS = 600  # After which a notebook is given up
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "MPLBACKEND": "agg"}
+# What nearly every notebook needs; the processes that run them find it loaded.
+PRELOADED = """torch torchvision pandas matplotlib.pyplot sklearn.ensemble scipy.stats omegaconf
+ipywidgets nbdev.process execnb.shell"""
 FEEDS_A_PAGE = ("space_warps/*.py*", "data/sample/*.*", "benchmarks/figures/*.json", "*.cff")
 
 
@@ -74,7 +80,7 @@ def is_skipped(cell: Any) -> bool:
 
 
 def execute(path: Path) -> Any:
-    """Run a notebook in a shell of its own: its cells with their outputs, and its failure if any."""
+    """Run a notebook in a shell of its own: its cells with their outputs."""
     from execnb.nbio import read_nb
     from execnb.shell import CaptureShell
     from nbdev.process import NBProcessor
@@ -93,12 +99,7 @@ def execute(path: Path) -> Any:
         if cell.cell_type == "code":
             cell["outputs"] = run.get("outputs", [])
             cell["execution_count"] = None
-    return written, shell.exc
-
-
-def told(name: str, failure: BaseException) -> str:
-    """Where a notebook failed, and why."""
-    return f"{name}:\n{''.join(traceback.format_exception(failure))}"
+    return written
 
 
 def execute_in_place(name: str) -> None:
@@ -106,10 +107,7 @@ def execute_in_place(name: str) -> None:
     from execnb.nbio import write_nb
 
     path = NOTEBOOKS / f"{name}.ipynb"
-    notebook, failure = execute(path)
-    write_nb(notebook, path)
-    if failure:
-        raise SystemExit(told(name, failure))
+    write_nb(execute(path), path)
 
 
 def execute_copy(name: str) -> None:
@@ -118,9 +116,7 @@ def execute_copy(name: str) -> None:
 
     key = key_of(name)
     copy_of(name).unlink(missing_ok=True)
-    notebook, failure = execute(NOTEBOOKS / f"{name}.ipynb")
-    if failure:
-        raise SystemExit(told(name, failure))
+    notebook = execute(NOTEBOOKS / f"{name}.ipynb")
     notebook.metadata["executed_from"] = key
     copy_of(name).parent.mkdir(parents=True, exist_ok=True)
     part = copy_of(name).with_suffix(".part")
@@ -128,43 +124,44 @@ def execute_copy(name: str) -> None:
     part.replace(copy_of(name))
 
 
-Done = subprocess.CompletedProcess[str]
-
-
-def run_apart(*words: str) -> Done:
-    """This script in a process of its own, with one thread, so that outputs are the same."""
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    return subprocess.run(
-        [sys.executable, __file__, *words],
-        env={**os.environ, **threads, "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def copy_apart(name: str) -> str:
+    """Write a copy, in a process that is there for nothing else; what went wrong, or nothing."""
+    signal.alarm(SECONDS)
+    try:
+        execute_copy(name)
+    except BaseException:  # one that cannot be handed on among them
+        return f"{name}:\n{traceback.format_exc()}"
+    return ""
 
 
 @contextmanager
-def copies_of(names: Sequence[str]) -> Iterator[dict[str, "Future[Done]"]]:
-    """Execute copies of notebooks, up to four side by side."""
-    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+def copies_of(names: Sequence[str]) -> Iterator[dict[str, "Future[str]"]]:
+    """Execute copies of notebooks, up to four side by side, each in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED.split())
+    before = dict(os.environ)
+    os.environ.update(ONE_THREAD)  # so that outputs are the same
+    multiprocessing.forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+    number = min(4, os.cpu_count() or 1)
+    pool = ProcessPoolExecutor(number, mp_context=context, max_tasks_per_child=1)
     try:
-        yield {name: pool.submit(run_apart, "--copy", name) for name in names}
+        yield {name: pool.submit(copy_apart, name) for name in names}
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def main(words: list[str]) -> None:
     """Run the named notebooks, each in a process of its own."""
-    if words[:1] == ["--copy"]:
-        return execute_copy(words[1])
     names = [word.removesuffix(".ipynb") for word in words]
     if len(names) == 1:
         return execute_in_place(names[0])
     for name in names or notebook_names():
         print(name, flush=True)
-        done = run_apart(name)
-        if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
+        one = [sys.executable, __file__, name]
+        if subprocess.run(one, env={**os.environ, **ONE_THREAD}, timeout=SECONDS).returncode:
+            raise SystemExit(f"{name} does not run to its end; see above")
 
 
 if __name__ == "__main__":
