@@ -331,6 +331,8 @@ class Dashboard:
         show_buttons(panel, place, bool(self.jobs.alone))
         opened = describe_evaluation(place.opened.figures) if place.opened else ""
         put(panel.figures, f"<pre>{html.escape(opened)}</pre>" if opened else "")
+        rows = "test" if opened else "validation"
+        put(panel.mistakes, f"<b>the most confident mistakes among the {rows} rows</b>")
 
     def _follow(self) -> None:
         "Bring the settings, and the runs that can be opened, to where the run has gone."

@@ -137,7 +137,8 @@ def plot_growth(
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
         where: dict[str, Any] = {"loc": "upper left", "ncols": 4, "frameon": False, "fontsize": 7}
-        figure.legend(handles.values(), handles.keys(), columnspacing=1, **where)
+        where |= {"columnspacing": 0.9, "handlelength": 1.5, "handletextpad": 0.5}
+        figure.legend(handles.values(), handles.keys(), **where)
     return figure
 
 

@@ -89,6 +89,7 @@ class Panel:
         self.status, self.message = widgets.HTML(), widgets.HTML()
         self.table, self.cost, self.left = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.rows, self.audit, self.figures = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.mistakes = widgets.HTML()
         for each, name in (
             (self.status, "status"),
             (self.message, "message"),
@@ -184,5 +185,10 @@ class Panel:
     def _after(self, pictures: Album) -> list[Any]:
         drawn, buttons = pictures.after, self.buttons
         shown = [line(buttons["code"], buttons["save"]), self.code, self.figures]
-        shown += [wall(drawn[:2]), wall(drawn[2:3]), line(self.cutout, buttons["look"])]
+        shown += [
+            wall(drawn[:2]),
+            self.mistakes,
+            wall(drawn[2:3]),
+            line(self.cutout, buttons["look"]),
+        ]
         return [*shown, wall(drawn[3:])]

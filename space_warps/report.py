@@ -322,5 +322,6 @@ def describe(
         f"{_blocks(summary['num_layers'])} ({widths} channels), "
         f"{summary['total_trainable_params']:,} parameters{trained}\n"
         f"validation accuracy {summary['final_val_accuracy']:.3f} "
-        f"({low:.3f} to {high:.3f} at 95%, {summary['num_val']} rows)\n" + _end(summary["stopped"])
+        f"({low:.3f} to {high:.3f} at 95%, {summary['num_val']} rows), "
+        f"log-loss {summary['final_val_log_loss']:.3f}\n" + _end(summary["stopped"])
     )
