@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from space_warps import train as training
 from space_warps.augment import Augment
 from space_warps.blocks import BlockSpec
-from space_warps.core import seeded
+from space_warps.core import autocast, choose_precision, seeded
 from space_warps.dataset import measure_scaling
 from space_warps.loaders import create_train_val_dataloaders, iterate
 from space_warps.model import Architecture, ProgressiveModel
@@ -37,6 +37,7 @@ from space_warps.train import evaluate, learn_from, take_step, train_epoch
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 PLAN = TrainPlan(epochs=10**4)
+PRECISION = choose_precision("auto", torch.device("cpu"))  # As a search would take it
 Loaders = tuple[DataLoader[Any], DataLoader[Any]]
 
 
@@ -71,6 +72,7 @@ class OurLoop:
 
     def __init__(self, model: ProgressiveModel, loaders: Loaders, device: str = "cpu") -> None:
         self.model, self.loaders, self.device, self.epoch = model, loaders, device, 0
+        self.precision = PRECISION
         self.instead: dict[str, Any] = {}  # names of space_warps.train that are something else
         training.place_model(model, device)
         self.optimizer = build_optimizer(model, PLAN)
@@ -82,10 +84,17 @@ class OurLoop:
         """Train one epoch and measure."""
         with self.replaced():
             self.model.train()
-            with seeded(PLAN.seed, self.epoch), training.deterministic():
+            with self.as_trained():
                 train_epoch(self.take_step, self.loaders[0], self.epoch, self.device)
             self.epoch += 1
-            return evaluate(self.model, self.loaders[1], self.device).accuracy
+            return evaluate(self.model, self.loaders[1], self.device, self.precision).accuracy
+
+    @contextlib.contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """Within the block it is computed as in a training."""
+        half = autocast(self.precision, self.device)
+        with seeded(PLAN.seed, self.epoch), training.deterministic(), half:
+            yield
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[None]:
@@ -197,7 +206,13 @@ def step_with(loop: OurLoop, **options: bool) -> None:
         group.update(options)
 
 
+def take_float32(loop: OurLoop) -> None:
+    """Every number in full."""
+    loop.precision = "float32"
+
+
 MEASURES: dict[str, Callable[[OurLoop], None]] = {
+    **({"float32": take_float32} if PRECISION != "float32" else {}),
     "normalise before pooling": functools.partial(replace_blocks, NormFirst),
     "pooling last": functools.partial(replace_blocks, PlainBlocks),
     "no channels last": lose_channels_last,
@@ -235,7 +250,7 @@ def share_outside(loaders: Loaders, widths: tuple[int, ...]) -> float:
     ours.run_epoch()
     began = time.perf_counter()
     ours.model.train()
-    with seeded(PLAN.seed, 1), training.deterministic():
+    with ours.as_trained():
         train_epoch(step, loaders[0], 1)
     return 1 - inside / (time.perf_counter() - began)
 
@@ -246,19 +261,21 @@ def roofline(loaders: Loaders, widths: tuple[int, ...]) -> str:
     batch = next(iter(iterate(loaders[0])))
     step = ours.take_step
     ours.model.train()
-    step(batch)
-    with FlopCounterMode(display=False) as counter:
+    with ours.as_trained():
         step(batch)
-    seconds = min(_seconds(lambda: step(batch)) for _ in range(10))
-    square, buffer = torch.rand(1024, 1024), torch.rand(2**25)
+        with FlopCounterMode(display=False) as counter:
+            step(batch)
+        seconds = min(_seconds(lambda: step(batch)) for _ in range(10))
+    square = torch.rand(1024, 1024).to(getattr(torch, ours.precision))
+    buffer = torch.rand(2**25)
     other = torch.empty_like(buffer)
     matrix = 2 * 1024**3 / min(_seconds(lambda: square @ square) for _ in range(10))
     copied = 2 * 4 * 2**25 / min(_seconds(lambda: other.copy_(buffer)) for _ in range(10))
     flops = counter.get_total_flops()
     return (
         f"step of {len(batch[1])} rows: {flops / 1e9:.2f} GFLOP in {1e3 * seconds:.1f} ms, "
-        f"{flops / seconds / 1e9:.0f} GFLOP/s of {matrix / 1e9:.0f} that the machine multiplies; "
-        f"it copies {copied / 1e9:.0f} GB/s"
+        f"{flops / seconds / 1e9:.0f} GFLOP/s of {matrix / 1e9:.0f} that the machine multiplies "
+        f"in {ours.precision}; it copies {copied / 1e9:.0f} GB/s"
     )
 
 
@@ -308,10 +325,13 @@ def main() -> None:
         if "measures" in wanted:
             rows += all_measures(SAMPLE, large, asked)
     if rows:
-        note = (
-            "`ours, ...`: our epoch, k 32, 64, at 75x75 unless said, and the same with that change"
-        )
-        show(rows, asked.json, note if "measures" in wanted else "")
+        note = f"ours in {PRECISION}, the reference in float32"
+        if "measures" in wanted:
+            note += (
+                "; `ours, ...`: our epoch, k 32, 64, at 75x75 unless said, and the same with that "
+                "change"
+            )
+        show(rows, asked.json, note)
     if "step" in wanted:
         loaders = read(SAMPLE, asked.fraction)
         print(f"\noutside forward, backward, optimizer: {share_outside(loaders, (32, 64)):.1%}")
