@@ -126,6 +126,11 @@ def execute_copy(name: str) -> None:
 
 def copy_apart(name: str) -> str:
     """Write a copy, in a process that is there for nothing else; what went wrong, or nothing."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise TimeoutError(f"not done after {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, give_up)
     signal.alarm(SECONDS)
     try:
         execute_copy(name)

@@ -142,8 +142,6 @@ def with_key(
     section, name = key.split(".")
     if name in ("fraction", "train_ratio"):
         check_share(name, value)
-    if name == "device":
-        choose_device(value)
     changed: Any = replace(getattr(config, section), **{name: value})
     return replace(config, **{section: changed})
 
@@ -207,6 +205,8 @@ class Form:
             value = control.value
             if isinstance(control, widgets.Text):
                 value = parse_value(value, hint_of(key))
+            if key == "search.device":
+                choose_device(value)  # a run that was opened may name one of another machine
             self.config_so_far = with_key(self.config_so_far, key, value)
             self.refuse(key, "")
         except InputError as error:
@@ -245,6 +245,13 @@ class Form:
         for key, error in self.errors.items():
             if error.value:
                 raise InputError(f"{key} is not right yet; see what is said under it")
+        return self.typed(base)
+
+    def typed(
+        self,
+        base: Config,  # What the other keys shall be
+    ) -> Config:
+        "The configuration with these keys; where one is wrong, with what it was before."
         for key in self.controls:
             base = with_key(base, key, self._value(self.config_so_far, key))
         return base

@@ -26,7 +26,6 @@ from .history import Decision, Outcome, Step, best_outcome
 from .jobs import Jobs, Thread
 from .looks import look_at, network_here, snapshot_of
 from .panel import Panel
-from .search import Said
 from .session import first_cause
 from .train import Stopped
 from .views import AS_TAKEN, Picture
@@ -66,9 +65,10 @@ class Dashboard:
             self.place.config = config or Config()
         self._given = config
         self.pictures = Album(self.place)
-        is_same = before is not None and before._given == config
-        typed = before.typed() if before is not None and is_same else None
-        self.panel = Panel(typed or self.place.shown, self.pictures)
+        shown = self.place.shown
+        if before is not None and before._given == config:
+            shown = before.panel.typed(shown)
+        self.panel: Panel = Panel(shown, self.pictures)
         if self.place.session is not None:
             self.panel.open_page("Growth")
         self.jobs: Jobs = before.jobs if before else Jobs(self.say)  # what computes goes on
@@ -99,7 +99,7 @@ class Dashboard:
             "new": self._new,
             "accept_best": self._accept_best,
             "accept": self._accept_chosen,
-            "reject": lambda: self._decide(Decision("reject", None, "rejected by hand", "person")),
+            "reject": self._reject,
             "undo": self._undo,
             "branch": self._branch,
             "read": self._read,
@@ -113,7 +113,7 @@ class Dashboard:
 
     def asked(self) -> Config:
         "What the controls say; raises `InputError` while one of them is wrong."
-        return self.panel.asked(self.place.config)
+        return self.panel.asked(self.place.shown)
 
     def typed(self) -> Config | None:  # None while something is wrong
         "What the controls say, if all of it is right."
@@ -143,7 +143,7 @@ class Dashboard:
             getattr(session, how)()
 
         self.panel.open_page("Growth")
-        self.jobs.do("getting ready", work, alone=True)
+        self.jobs.do(f"getting ready to {how}", work, alone=True)
 
     def _new(self) -> None:
         asked = self.asked()
@@ -186,11 +186,14 @@ class Dashboard:
         others = [each for each in (rule.index, *rule.beside) if each not in (None, index)]
         beside = tuple(each for each in others if each is not None)[: len(rule.beside)]
         said = f"accuracy {outcome.val_acc:.4f}, log-loss {outcome.val_loss:.4f}, by hand"
-        self._decide(Decision("accept", index, said, "person", beside=beside))
+        self._decide("accepting", Decision("accept", index, said, "person", beside=beside))
 
-    def _decide(self, *said: Said) -> None:
+    def _reject(self) -> None:
+        self._decide("rejecting", Decision("reject", None, "rejected by hand", "person"))
+
+    def _decide(self, how: str, decision: Decision) -> None:
         "Say something to the search, once nothing else computes."
-        self.jobs.do("deciding", lambda: self.place.begun().say(*said), alone=True)
+        self.jobs.do(how, lambda: self.place.begun().say(decision), alone=True)
 
     def _undo(self) -> None:
         self._go_back(None)
@@ -215,7 +218,8 @@ class Dashboard:
             self.panel.name.value = ""
 
         thread: Thread = "computing" if self.place.state == "asking" else "writing"
-        self.jobs.do("going back", work, then, thread=thread, alone=True)
+        said = "going back" if name is None else "branching"
+        self.jobs.do(said, work, then, thread=thread, alone=True)
 
     def _predict(self) -> None:
         "Measure what the next depth will take, if anything about it has changed."
@@ -232,16 +236,17 @@ class Dashboard:
             said = "measuring what a step takes"
             self.jobs.do(said, lambda: self._measure(config), self._take, lambda said: None)
 
-    def _measure(self, config: Config) -> tuple[float, ...]:
-        "Seconds of each training of the next depth; none as soon as a person wants something."
+    def _measure(self, config: Config) -> tuple[float, ...] | None:
+        "Seconds of each training of the next depth; None as soon as a person wants something."
         try:
-            return self.place.predict(config, lambda: bool(self.jobs.alone))
+            return self.place.predict(config, lambda: len(self.jobs.busy) > 1)
         except Stopped:
-            self._predicted_for = None  # later
-            return ()
+            return None
 
-    def _take(self, predicted: tuple[float, ...]) -> None:
-        self.predicted = predicted
+    def _take(self, predicted: tuple[float, ...] | None) -> None:
+        self.predicted = predicted or ()
+        if predicted is None:
+            self._predicted_for = None  # later
 
     # The data, and what the network says ---------------------------------------------------
 
@@ -339,7 +344,7 @@ class Dashboard:
         settings = plan_of(self.place.shown)
         if settings != self._settings:
             self._settings = settings
-            self.panel.search.show(self.place.shown)
+            self.panel.follow(self.place.shown)
         put(self.panel.run, tuple(runs_in(self.place.home)), "options")
 
     def visible(self) -> list[Picture]:
@@ -387,7 +392,8 @@ class Dashboard:
         except RuntimeError:  # no event loop: a test, or a script
             asyncio.run(self.update())
         self.jobs.at_once(self._read)
-        self.say(self._trouble)
+        if self._trouble:
+            self.say(self._trouble)
         return self.panel.widget
 
     def close(self) -> None:

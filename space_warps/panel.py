@@ -7,6 +7,7 @@ __all__ = ['BUTTONS', 'PAGES', 'button', 'line', 'wall', 'Panel']
 
 # %% ../nbs/43f_panel.ipynb #9534d334
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
@@ -135,6 +136,25 @@ class Panel:
         for form in self.forms():
             config = form.config(config)
         return config
+
+    def typed(
+        self,
+        config: Config,  # What is not on the panel stays as it is here
+    ) -> Config:
+        "What the controls say where they say something right."
+        for form in self.forms():
+            config = form.typed(config)
+        return config
+
+    def follow(
+        self,
+        config: Config,  # Of the run
+    ) -> None:
+        "Bring what a search does to where a run has gone; where it computes stays as typed."
+        typed = self.search.typed(config)
+        device, workers = typed.search.device, typed.search.workers
+        search = replace(config.search, device=device, workers=workers)
+        self.search.show(replace(config, search=search, run=typed.run))
 
     def page(self) -> str:
         "The page that is open."

@@ -6,6 +6,7 @@
 __all__ = ['RunPast']
 
 # %% ../nbs/31f_past.ipynb #0c9c9e11
+from dataclasses import replace
 from pathlib import Path
 
 from .checkpoint import Checkpoint, checkpoint_from_bytes
@@ -52,24 +53,31 @@ class RunPast:
         candidate: Candidate,  # What is to be trained
     ) -> Grown | None:
         "The answer to a candidate, if it is whole; raises `InputError` if it was another one."
-        known = self.record.answers.get(candidate.name)
-        if known is None:
+        name = candidate.name if candidate.name in self.record.answers else self._same(candidate)
+        if name is None:
             return None
-        if known.outcome.candidate != candidate:
+        told = self.record.answers[name].outcome
+        if replace(told.candidate, branch=candidate.branch) != candidate:
             raise InputError(
                 f"{candidate.name} of {self.folder} was another candidate; go on with the settings "
                 "of the run, or on a branch"
             )
-        if known.outcome.failed is not None:
+        outcome = replace(told, candidate=candidate)
+        if told.failed is not None:
             assert self.record.history is not None  # there are answers
-            return Grown(Snapshot(self.record.history.empty, {}), known.outcome)
-        kept = [f"{candidate.name}.safetensors", f"{candidate.name}.scores.safetensors"]
-        if not all((self.folder / name).is_file() for name in kept):
+            return Grown(Snapshot(self.record.history.empty, {}), outcome)
+        kept = [f"{name}.safetensors", f"{name}.scores.safetensors"]
+        if not all((self.folder / file).is_file() for file in kept):
             return None
-        snapshot = stored_snapshot(self.folder, self.record, known.outcome)
-        return Grown(
-            snapshot, known.outcome, stored_scores(self.folder, self.record, known.outcome)
-        )
+        snapshot = stored_snapshot(self.folder, self.record, told)
+        return Grown(snapshot, outcome, stored_scores(self.folder, self.record, told))
+
+    def _same(self, candidate: Candidate) -> str | None:
+        "The name under which the network that the run has come to was trained in full before."
+        ends = [ended for tip, ended in self.record.ends.values() if tip == self.record.tip]
+        every = [o for ended in ends if ended.finish for o in ended.finish.outcomes]
+        same = (o for o in every if replace(o.candidate, branch=candidate.branch) == candidate)
+        return next((outcome.candidate.name for outcome in same), None)
 
     def checkpoint(
         self,

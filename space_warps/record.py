@@ -140,13 +140,8 @@ class RunRecord:
             return history.turned(turn)
         if not 0 <= turn.node < len(self.nodes):
             raise InputError(f"no node {turn.node}; there are 0 to {len(self.nodes) - 1}")
-        there = replace(self.nodes[turn.node].history, branches=history.branches)
-        end, ended = self.ends.get(there.branch, (None, there))
-        is_end = end == turn.node and turn.to_step == len(there.steps)
-        if is_end and turn.branch is None and not turn.is_last:
-            # its trainings in full are known under the names they had
-            return replace(ended, branches=history.branches, stopped="", finish=None)
-        return there.turned(turn)
+        there = self.nodes[turn.node].history
+        return replace(there, branches=history.branches).turned(turn)
 
     def is_decided(
         self,

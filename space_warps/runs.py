@@ -185,6 +185,8 @@ class RunFolder:
                     f"{self.folder} is at depth {len(story.steps)} already; give search "
                     "resume=run.past"
                 )
+        if isinstance(event, CandidateEnded):  # one of another way is new under this name
+            return event.is_retold and event.outcome.candidate.name in self.record.answers
         return bool(getattr(event, "is_retold", False))
 
     def _store(self, event: Event) -> dict[str, Any]:
@@ -202,11 +204,19 @@ class RunFolder:
         if isinstance(event, SearchEnded):
             sha256 = save_snapshot(event.snapshot, self.folder)
             seconds = time.monotonic() - self.began
-            latency = time_front(event.history, self.environment.get("device", "cpu"))
+            latency = self._latency(event)
             self.summary = write_report(event.history, sha256, seconds, self.folder, latency)
             told = {"seconds": round(seconds, 3), "latency_ms": latency}
             return {**told, "model_sha256": sha256}
         return {}
+
+    def _latency(self, event: SearchEnded) -> dict[str, float]:
+        "Of the front, if the search has come to its end and nothing speaks against it."
+        try:
+            device = self.environment.get("device", "cpu")
+            return {} if event.interrupted else time_front(event.history, device)
+        except RuntimeError:  # no memory, or no such device: told without it
+            return {}
 
     def _append(self, content: dict[str, Any]) -> None:
         assert self.journal is not None
