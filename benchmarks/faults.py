@@ -41,7 +41,13 @@ from space_warps.snapshot import load_snapshot
 from space_warps.tree import RunTree
 
 CONFIG = SearchConfig(max_layers=2, k_candidates=(3, 4), epochs_per_eval=2, finish_epochs=4)
-MADE_AGAIN = {".lock", "events.jsonl", "progressive_summary.json", "environment.json"}
+MADE_AGAIN = {
+    ".lock",
+    "events.jsonl",
+    "progressive_summary.json",
+    "environment.json",
+    "latency.png",
+}
 
 
 @dataclass

@@ -251,21 +251,21 @@ def _plot_size(axes: Any, history: SearchHistory) -> None:
 # %% ../nbs/30_report.ipynb #5e13a812
 def plot_pareto(
     history: SearchHistory,  # The story of a search
-    latency: Mapping[str, float] | None = None,  # As `time_front` gives it
+    latency: Mapping[str, float] | None = None,  # As `time_front` gives it: against that instead
 ) -> Figure:
-    "Log-loss against parameters, multiply-adds and, on the front, time; the front is marked."
+    "Log-loss against parameters and multiply-adds, or of the front against time; it is marked."
     done = [o for step in history.steps for o in step.outcomes if not o.failed]
     costs = [
         ("parameters", {id(o): float(o.num_params) for o in done}),
         ("million multiply-adds", {id(o): o.num_macs / 1e6 for o in done}),
     ]
-    if latency:
+    if latency is not None:
         timed = {id(o): latency[o.candidate.name] for o in done if o.candidate.name in latency}
-        costs.append(("milliseconds for an image", timed))
+        costs = [("milliseconds for an image", timed)]
     figure = Figure(figsize=(3.2 * len(costs), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
-    row = figure.subplots(1, len(costs), sharey=True)
-    for axes, (said, cost) in zip(row, costs, strict=True):
+    row = figure.subplots(1, len(costs), sharey=True, squeeze=False)
+    for axes, (said, cost) in zip(row[0], costs, strict=True):
         front, others = front_of(history), [o for o in done if id(o) in cost]
         axes.plot([cost[id(o)] for o in others], [o.val_loss for o in others], "o", color="0.7")
         axes.plot([cost[id(o)] for o in front], [o.val_loss for o in front], "o", color=BLUE)
@@ -276,9 +276,8 @@ def plot_pareto(
         axes.set(xlabel=said, xscale="log" if others else "linear")
         axes.margins(x=0.1)
     figure.axes[0].set_ylabel("validation log-loss (nats)")
-    figure.suptitle(
-        "every candidate; blue: none is better and smaller, with its blocks", fontsize=9
-    )
+    about = "every candidate; blue: none is better and smaller, with its blocks"
+    figure.suptitle("the front, with its blocks" if latency is not None else about, fontsize=9)
     return figure
 
 # %% ../nbs/30_report.ipynb #6ea02aff
@@ -289,12 +288,14 @@ def write_report(
     folder: str | Path,  # A folder that is there
     latency: Mapping[str, float] | None = None,  # As `time_front` gives it
 ) -> dict[str, Any]:  # The summary
-    "Write progressive_summary.json, accuracy_vs_depth.png and pareto.png."
+    "Write progressive_summary.json, accuracy_vs_depth.png, pareto.png and, if known, latency.png."
     summary = summarise(history, model_sha256, seconds, latency)
     pictures = {
         "accuracy_vs_depth": plot_accuracy_vs_depth(history),
-        "pareto": plot_pareto(history, latency),
+        "pareto": plot_pareto(history),
     }
+    if latency:
+        pictures["latency"] = plot_pareto(history, latency)
     for name, figure in pictures.items():
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150)

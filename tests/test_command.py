@@ -39,6 +39,7 @@ FILES = {
     "progressive_summary.json",
     "accuracy_vs_depth.png",
     "pareto.png",
+    "latency.png",
     "report.html",
 }
 KEYS = [
@@ -228,7 +229,7 @@ def test_a_search_stopped_by_a_signal_keeps_what_it_has(
     assert searching.returncode == 128 + signal.SIGTERM
     history = read_history(run)
     assert history.stopped == stopped and history.finish is None
-    assert {path.name for path in run.iterdir() if path.is_file()} == FILES
+    assert {path.name for path in run.iterdir() if path.is_file()} == FILES - {"latency.png"}
     summary = json.loads((run / "progressive_summary.json").read_text())
     front = {point["name"] for point in summary["pareto"]}
     assert set(weights_in(run)) == {*kept, *front}, "weights that nobody decided on"
