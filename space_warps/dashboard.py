@@ -337,7 +337,7 @@ class Dashboard:
         opened = describe_evaluation(place.opened.figures) if place.opened else ""
         put(panel.figures, f"<pre>{html.escape(opened)}</pre>" if opened else "")
         rows = "test" if opened else "validation"
-        put(panel.mistakes, f"<b>the most confident mistakes among the {rows} rows</b>")
+        put(panel.mistakes, f'<span class="sw-label">of the {rows} rows:</span>')
 
     def _follow(self) -> None:
         "Bring the settings, and the runs that can be opened, to where the run has gone."
