@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from .core import to_json, write_atomic, write_json
 from .cost import measure_latency
@@ -273,11 +273,18 @@ def plot_pareto(
             label, place = f"{len(o.candidate.blocks)}", (cost[id(o)], o.val_loss)
             how: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7}
             axes.annotate(label, place, **how)
-        axes.set(xlabel=said, xscale="log" if others else "linear")
-        axes.margins(x=0.1)
+        axes.set(xlabel=said)
+        if others and latency is None:  # sizes differ by powers of ten, times do not
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.margins(0.1)
     figure.axes[0].set_ylabel("validation log-loss (nats)")
     about = "every candidate; blue: none is better and smaller, with its blocks"
-    figure.suptitle("the front, with its blocks" if latency is not None else about, fontsize=9)
+    figure.suptitle(
+        "networks that none beats, with their blocks" if latency is not None else about, fontsize=9
+    )
     return figure
 
 # %% ../nbs/30_report.ipynb #6ea02aff
