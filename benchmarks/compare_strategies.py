@@ -1,8 +1,9 @@
 """Which strategy finds the better network at the same cost?
 
 Every strategy gets the same budget in epochs, its training in full included, and the same space of
-blocks, and goes on until the budget is spent, however little it gains; what a candidate inherits was
-paid for when its parent was trained. Test objects are never seen by a search: one of five folds of
+blocks (of up to 6 million multiply-adds an image; the fixed ladder has 4.3), and goes on until the
+budget is spent, however little it gains; what a candidate inherits was paid for when its parent was
+trained. Test objects are never seen by a search: one of five folds of
 whole objects, with a seed of its own. Beside them stand two fixed networks: a ladder of four blocks,
 trained once for the whole budget, and torchvision's ResNet-18 from scratch. Random search starts
 nothing from trained weights, so that it has no ways from scratch. `--half pnas` gives one strategy
@@ -43,6 +44,7 @@ SPACE = {
     "families": ("conv", "residual", "separable", "inception"),
     "num_candidates": 9,
     "morphs": ("deepen", "widen", "swap"),
+    "max_macs": 6_000_000,
     "max_steps": 100,
     "patience": 100,
 }

@@ -25,6 +25,8 @@ from scipy.ndimage import gaussian_filter
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
+from space_warps.catalogue import find_sentinels
+
 RINGS = [0, 1.5, 2.5, 3.5, 4.5, 6, 8, 11, 15, 20, 28, 37]  # pixels
 SHOWN = ["log_peak", "concentration", "size", "ellipticity", "neighbour"]
 REPEATS = 3
@@ -108,7 +110,8 @@ def measure(folder: Path) -> dict[str, dict]:
     classes = table["class"].to_numpy(dtype=str)
     statistics = profile_statistics(images)
     redshift = table[["z", "z_err"]]
-    masked = redshift.mask((table.z_err < 0) | ((table.z == 0) & (table.z_err == 0)))
+    no_value, no_error = find_sentinels(table.z, table.z_err)
+    masked = pd.DataFrame({"z": table.z.mask(no_value), "z_err": table.z_err.mask(no_error)})
     alone = np.arange(len(table))
     tasks = {
         "profile statistics": (statistics, groups),

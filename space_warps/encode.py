@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .catalogue import is_sentinel, sentinel_pairs
+from .catalogue import find_sentinels, sentinel_pairs
 
 # %% ../nbs/10b_encode.ipynb #baf793e5
 def bin_places(
@@ -66,9 +66,9 @@ class FeatureEncoder(nn.Module):
     def _missing(self, features: Tensor) -> Tensor:
         missing = features.isnan()
         for value, error in self.pairs:
-            sentinel = is_sentinel(features[:, value], features[:, error])[:, None]
-            in_pair = (self.columns == value) | (self.columns == error)
-            missing = missing | (sentinel & in_pair)
+            no_value, no_error = find_sentinels(features[:, value], features[:, error])
+            missing = missing | (no_value[:, None] & (self.columns == value))
+            missing = missing | (no_error[:, None] & (self.columns == error))
         return missing
 
 # %% ../nbs/10b_encode.ipynb #c614d9e1

@@ -138,7 +138,7 @@ def is_trusted(
     return not tested or tested[-1] >= TRUSTED
 
 # %% ../nbs/22f_predictor.ipynb #72f6f5fd
-@register_strategy("pnas")
+@register_strategy("pnas", keeps_beam=True)
 def pnas(
     history: SearchHistory,  # The trainings so far
 ) -> list[Proposal]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import InputError, derive_seed
 from .history import SearchHistory
-from .settings import SearchConfig, recipes
+from .settings import BEAMS, SearchConfig, recipes
 from .space import Proposal, expand, keys_of, possible, refusal, settled
 
 # %% ../nbs/22e_strategies.ipynb #97f71305
@@ -24,11 +24,13 @@ _strategies: dict[str, Strategy] = {}
 
 def register_strategy(
     name: str,  # A name used before is replaced
+    keeps_beam: bool = False,  # Whether a step builds on the `beam_width` best networks
 ) -> Callable[[Strategy], Strategy]:
     "Decorator: make a function of the history known as a strategy."
 
     def register(strategy: Strategy) -> Strategy:
         _strategies[name] = strategy
+        (BEAMS.add if keeps_beam else BEAMS.discard)(name)
         return strategy
 
     return register
@@ -89,7 +91,7 @@ def children(
     return possible(history, every)
 
 
-@register_strategy("beam")
+@register_strategy("beam", keeps_beam=True)
 def beam(
     history: SearchHistory,  # The story so far
 ) -> list[Proposal]:
