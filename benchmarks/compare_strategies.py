@@ -3,11 +3,12 @@
 Every strategy gets the same budget in epochs, its training in full included, and the same space of
 blocks (of up to 6 million multiply-adds an image; the fixed ladder has 4.3), and goes on until the
 budget is spent, however little it gains; what a candidate inherits was paid for when its parent was
-trained. Test objects are never seen by a search: one of five folds of
-whole objects, with a seed of its own. Beside them stand two fixed networks: a ladder of four blocks,
-trained once for the whole budget, and torchvision's ResNet-18 from scratch. Random search starts
-nothing from trained weights, so that it has no ways from scratch. `--half pnas` gives one strategy
-half the budget as well. `--quick` is one fold, a part of the rows and a small budget.
+trained. The catalogue is cut into five parts of whole objects. A search, with a seed of its own, sees
+two of them, of which a third of the objects is for validation: with fewer, all that a search compares
+is noise. It is tested on the other three. Beside the strategies stand two fixed networks: a ladder of
+four blocks, trained once for the whole budget, and torchvision's ResNet-18 from scratch. Random search
+starts nothing from trained weights, so that it has no ways from scratch. `--half pnas` gives one
+strategy half the budget as well. `--quick` is one fold and a small budget.
 """
 
 import argparse
@@ -55,6 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "from scratch": {"copy_weights": False},
     "halving, from scratch": {"rungs": (1, 3, 9), "copy_weights": False},
 }
+TRAIN_RATIO = 2 / 3
 LADDER = (BlockSpec(8, kernel_size=5, pool=3), BlockSpec(16), BlockSpec(32), BlockSpec(64))
 
 
@@ -139,9 +141,9 @@ def of_fold(folder: Path, fold: int, asked: argparse.Namespace) -> list[dict[str
     """Every variant on one fold."""
     rows = []
     with tempfile.TemporaryDirectory() as place:
-        others, tested = split_catalogue(folder, asked.features, fold, Path(place))
-        shared = {"features": asked.features, "seed": fold, "fraction": asked.fraction}
-        loaders = create_train_val_dataloaders(others, folder / "images", Augment(), **shared)
+        seen, tested = split_catalogue(folder, asked.features, fold, Path(place), asked.num_seen)
+        shared = {"features": asked.features, "seed": fold, "train_ratio": TRAIN_RATIO}
+        loaders = create_train_val_dataloaders(seen, folder / "images", Augment(), **shared)
         data: Any = loaders[0].dataset
         unseen = Space_Galaxi(
             tested, folder / "images", features=asked.features, classes=data.classes
@@ -200,15 +202,15 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES))
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--half", nargs="*", default=[], help="strategies for half the budget, too")
-    parser.add_argument("--budget", default="600epochs", help="for each search, in epochs")
-    parser.add_argument("--finish-epochs", type=int, default=80)
-    parser.add_argument("--fraction", type=float, default=1.0, help="share of the objects to use")
-    parser.add_argument("--resnet-epochs", type=int, default=20, help="0 leaves it out")
-    parser.add_argument("--quick", action="store_true", help="one fold, few rows, few epochs")
+    parser.add_argument("--budget", default="160epochs", help="for each search, in epochs")
+    parser.add_argument("--finish-epochs", type=int, default=20)
+    parser.add_argument("--num-seen", type=int, default=2, help="of five parts, by a search")
+    parser.add_argument("--resnet-epochs", type=int, default=40, help="0 leaves it out")
+    parser.add_argument("--quick", action="store_true", help="one fold, few epochs, fewer ways")
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
     asked = parser.parse_args()
     if asked.quick:
-        asked.folds, asked.fraction, asked.ways = asked.folds[:1], 0.3, ["", "halving"]
+        asked.folds, asked.ways = asked.folds[:1], ["", "halving"]
         asked.budget, asked.finish_epochs, asked.resnet_epochs = "80epochs", 10, 2
     rows = []
     with tempfile.TemporaryDirectory() as place:

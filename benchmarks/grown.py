@@ -31,16 +31,20 @@ from space_warps.train import evaluate
 NUM_FOLDS = 5
 
 
-def split_catalogue(folder: Path, features: list[str], fold: int, into: Path) -> tuple[Path, Path]:
-    """Write the rows of one fold and the others as catalogues of their own."""
+def split_catalogue(
+    folder: Path, features: list[str], fold: int, into: Path, num_seen: int = NUM_FOLDS - 1
+) -> tuple[Path, Path]:
+    """Write the folds that are seen, and the others, as catalogues of their own."""
     data = Space_Galaxi(folder / "annotations.csv", folder / "images", features=features)
     folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
     labels, groups = data.catalogue.labels, data.catalogue.groups
-    others, tested = list(folds.split(labels, labels, groups))[fold]
+    parts = [part for _, part in folds.split(labels, labels, groups)]
+    seen = [parts[(fold + place) % NUM_FOLDS] for place in range(1, num_seen + 1)]
+    is_seen = np.isin(np.arange(len(labels)), np.concatenate(seen))
     table = pd.read_csv(folder / "annotations.csv", dtype=str, keep_default_na=False)
-    paths = into / f"others_{fold}.csv", into / f"tested_{fold}.csv"
-    for rows, path in zip((others, tested), paths, strict=True):
-        table.iloc[rows].to_csv(path, index=False)
+    paths = into / f"seen_{fold}.csv", into / f"tested_{fold}.csv"
+    for rows, path in zip((is_seen, ~is_seen), paths, strict=True):
+        table[rows].to_csv(path, index=False)
     return paths
 
 

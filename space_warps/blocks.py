@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POOLINGS', 'ACTIVATIONS', 'BlockFamily', 'COMMUTING', 'MapShape', 'BlockSpec', 'register_block', 'registered_blocks',
-           'build_block', 'ConvBlock', 'last_layers', 'conv_block', 'block_output_shape']
+           'build_block', 'find_family', 'ConvBlock', 'last_layers', 'conv_block', 'block_output_shape']
 
 # %% ../nbs/10a_blocks.ipynb #1ef553c8
 import functools
@@ -87,10 +87,13 @@ def build_block(
     in_channels: int,  # Number of channels that come in
 ) -> nn.Module:  # [batch, in_channels, height, width] -> [batch, k, height / pool, width / pool]
     "Build a block with fresh weights; raises `InputError` for a family nobody registered."
-    return _family(spec)(in_channels, spec)
+    return find_family(spec)(in_channels, spec)
 
 
-def _family(spec: BlockSpec) -> BlockFamily:
+def find_family(
+    spec: BlockSpec,  # Names its family
+) -> BlockFamily:
+    "What builds a block; raises `InputError` for a family nobody registered."
     if spec.kind not in _families:
         known = ", ".join(registered_blocks())
         raise InputError(f"unknown block {spec.kind!r}; registered: {known}")
@@ -161,11 +164,11 @@ def block_output_shape(
     if side < spec.pool:
         how = f"moves by {spec.pool}" if spec.pooling == "stride" else "pools {0}x{0}"
         raise InputError(f"{too_small}{how.format(spec.pool)}; use fewer blocks or larger images")
-    if size // 2 >= side and size > 1:
+    if size > side:
         raise InputError(
             f"{too_small}has a kernel of {size}x{size}; use a smaller kernel or fewer blocks"
         )
-    return _shape_after(_family(spec), spec, in_shape)
+    return _shape_after(find_family(spec), spec, in_shape)
 
 
 @functools.lru_cache(maxsize=2**14)  # a family that is registered anew is another key

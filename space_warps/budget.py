@@ -40,7 +40,7 @@ def epochs_of_finish(
 def epochs_spent(
     history: SearchHistory,  # The story so far
 ) -> int:
-    "Epochs of everything that was trained."
+    "Epochs of everything that was trained on the way to here."
     finish = history.finish.outcomes if history.finish else ()
     every = [*(o for step in history.steps for o in step.trained), *finish]
     return sum(outcome.candidate.plan.epochs for outcome in every)

@@ -6,6 +6,7 @@
 __all__ = ['Cost', 'count_cost', 'measure_latency']
 
 # %% ../nbs/11c_cost.ipynb #3aadc050
+import functools
 import statistics
 import time
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .blocks import BlockFamily, find_family
 from .core import deterministic, seeded
 from .model import Architecture, ProgressiveModel
 
@@ -29,6 +31,12 @@ def count_cost(
     architecture: Architecture,  # What the network is
 ) -> Cost:
     "Parameters and multiply-adds; raises `InputError` where a map is too small for a block."
+    families = tuple(find_family(spec) for spec in architecture.blocks)
+    return _count_cost(architecture, families)
+
+
+@functools.lru_cache(maxsize=2**14)  # a family that is registered anew is another key
+def _count_cost(architecture: Architecture, families: tuple[BlockFamily, ...]) -> Cost:
     with torch.device("meta"):
         model = ProgressiveModel(architecture).eval()
         maps = torch.empty(1, *architecture.encoded_shape)

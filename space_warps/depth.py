@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from .budget import propose_within
 from .core import derive_seed
-from .decide import compare_with_control, decide, last_rung
+from .decide import as_good_as_best, compare_with_control, decide, is_fair, last_rung
 from .halving import Train, train_rungs
 from .history import Candidate, Outcome, SearchHistory, Step, best_outcome
 from .loaders import ValidationRows
@@ -115,8 +115,16 @@ def try_depth(
     found = compare_with_control(control, whole, rows, derive_seed(config.seed, depth))
     compared = dict(zip([g.outcome for g in whole if g.outcome], found, strict=True))
     num_held = len(history.steps) - history.num_accepted
-    before, own, tests_of = accepted.outcome, list(compared), list(found)
-    decision = decide(config, own, before, control.outcome, num_held, tests_of, len(outcomes))
+    before, own = accepted.outcome, list(compared)
+    tests_of = list(found)
+    if before is not None and config.accept == "significant":
+        others = compare_with_control(accepted, whole, rows, derive_seed(config.seed, depth, 1))
+        pairs = zip(own, found, others, strict=True)
+        tests_of = [test if is_fair(o, control.outcome) else other for o, test, other in pairs]
+    alike = as_good_as_best(whole, rows, config.compare) if config.choose == "compact" else []
+    decision = decide(
+        config, own, before, control.outcome, num_held, tests_of, len(outcomes), alike
+    )
     tests = tuple(compared.get(outcome) for outcome in outcomes)
     return Step(depth, outcomes, control.outcome, decision, tests, tuple(earlier)), done
 

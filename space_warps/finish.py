@@ -23,7 +23,8 @@ def propose_finish(
     "The trainings in full of a grown network."
     past = grown.candidate.inherited_epochs + grown.candidate.plan.epochs
     depth, blocks = grown.candidate.depth, grown.candidate.blocks
-    first_epoch = (config.max_layers + 1) * config.step_epochs  # not seen by the search
+    num_steps = max(config.max_layers, config.max_steps or 0)
+    first_epoch = (num_steps + 1) * config.step_epochs  # not seen by the search
     seeds = [derive_seed(config.seed, 0, place) for place in range(config.finish_seeds + 1)]
     recipe = grown.candidate.recipe(config.varied)
     recipe.pop("new_lr", None)  # nothing is new by then

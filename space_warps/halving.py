@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from .core import derive_seed
-from .history import Candidate, Outcome, Step, badness
+from .history import Candidate, Outcome, Step, badness, quality
 from .runner import Grown
 from .settings import SearchConfig
 
@@ -34,14 +34,15 @@ def survivors(
 ) -> list[Outcome]:  # In the order that they were in
     "The better third; none where all have failed."
     done = [outcome for outcome in outcomes if outcome.failed is None]
-    done.sort(key=lambda o: (badness(o, compare), _speed(o), o.candidate.index))
+    done.sort(key=lambda o: _rank(o, compare))
     best = done[: survivors_of(len(outcomes), at_least)]
     return [outcome for outcome in outcomes if outcome in best]
 
 
-def _speed(outcome: Outcome) -> float:
-    "The less, the faster it learned."
-    return sum(record.train_loss for record in outcome.epochs)
+def _rank(outcome: Outcome, compare: str) -> tuple[float, float, int]:
+    "The better first; of equal ones the one that learned faster, by the sum of its training losses."
+    speed = sum(record.train_loss for record in outcome.epochs)
+    return badness(outcome, compare), speed, outcome.candidate.index
 
 
 def trained_on(
@@ -103,6 +104,7 @@ def num_trainings(
 
 def why_dropped(
     step: Step,  # A decided step
+    compare: str = "loss",  # By loss or by accuracy
 ) -> dict[int, str]:  # By index of the candidate
     "In words, for each candidate that was not trained to the last rung."
     last = max(outcome.candidate.rung for outcome in step.outcomes)
@@ -112,14 +114,14 @@ def why_dropped(
         if outcome.failed is None and candidate.rung < last:
             at = [o for o in (*step.earlier, *step.outcomes) if o.candidate.rung == candidate.rung]
             rivals = [o for o in at if o.candidate.role == "candidate" and o.failed is None]
-            place = 1 + sum(o.val_loss < outcome.val_loss for o in rivals)
+            place = 1 + sorted(rivals, key=lambda o: _rank(o, compare)).index(outcome)
             epochs = candidate.plan.epochs + sum(
                 o.candidate.plan.epochs
                 for o in step.earlier
                 if o.candidate.index == candidate.index and o.candidate.role == "candidate"
             )
             found[candidate.index] = (
-                f"dropped after {epochs} epochs: log-loss {outcome.val_loss:.4f}, "
+                f"dropped after {epochs} epochs: {quality(outcome, compare)}, "
                 f"place {place} of {len(rivals)}"
             )
     return found

@@ -101,7 +101,9 @@ def _flip_signs(sums: _Floats, draws: int, seed: int) -> float:
     for start in range(0, draws, piece):
         signs = rng.integers(0, 2, size=(min(piece, draws - start), len(sums)), dtype=np.int8)
         as_large += int((np.abs((2.0 * signs - 1) @ sums) >= seen * (1 - 1e-12)).sum())
-    return (as_large + 1) / (draws + 1)
+    square = float((sums**2).sum())
+    at_most = 2 * math.exp(-(seen**2) / (2 * square)) if square else 1.0
+    return min((as_large + 1) / (draws + 1), at_most)
 
 # %% ../nbs/20b_paired.ipynb #af9310e9
 def compare_paired(

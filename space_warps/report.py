@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from .budget import epochs_spent
 from .core import to_json, write_atomic, write_json
 from .cost import measure_latency
 from .halving import why_dropped
@@ -43,10 +44,15 @@ def summarise(
         "num_layers": len(history.layers()),
         "total_trainable_params": final.num_params if final else None,
         "strategy": history.config.strategy,
-        "image_epochs": history.num_train * sum(o.candidate.plan.epochs for o in _all(history)),
-        "pareto": [_point(o, (latency or {}).get(o.candidate.name)) for o in front_of(history)],
+        "image_epochs": history.num_train * epochs_spent(history),
+        "pareto": [
+            {**_point(o, (latency or {}).get(o.candidate.name)), **_epochs(step, o)}
+            for o in front_of(history)
+            for step in history.steps
+            if any(o is each for each in step.outcomes)
+        ],
         "architecture": [_layer(dict(layer)) for layer in history.layers()],
-        "steps": [_step(step) for step in history.steps],
+        "steps": [_step(step, history.config.compare) for step in history.steps],
         "finish": _finish(history.finish) if history.finish else None,
         "classes": list(history.empty.classes),
         "features": list(history.empty.feature_names),
@@ -128,8 +134,8 @@ def _epochs(step: Step, outcome: Outcome) -> dict[str, int]:
     }
 
 
-def _step(step: Step) -> dict[str, Any]:
-    dropped = why_dropped(step)
+def _step(step: Step, compare: str) -> dict[str, Any]:
+    dropped = why_dropped(step, compare)
     return {
         "depth": step.depth,
         "decision": step.decision.kind,

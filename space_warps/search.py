@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from .blocks import BlockSpec
 from .budget import in_epochs, propose_within
 from .core import InputError, choose_device
 from .dataset import Batch
@@ -39,6 +40,8 @@ from .path import Past, Path, complete, reason_to_stop, train_or_recall, turn_ba
 from .runner import Grown, LocalRunner, Runner
 from .settings import SearchConfig, read_budget
 from .snapshot import weights_to_bytes
+from .space import refusal
+from .strategies import find_strategy
 from .train import Stopped
 
 # %% ../nbs/23c_search.ipynb #f5c57129
@@ -162,16 +165,28 @@ def _begin(config: SearchConfig, runner: Runner, past: Past | None) -> Path:
             f"{history.empty.image_shape}, and these are {now.num_train}, {now.num_val} of "
             f"{now.empty.image_shape}, or of other classes or features; give it its own data"
         )
-    propose_within(replace(history, steps=(), finish=None))
+    find_strategy(history.config.strategy)
+    if not history.steps:
+        propose_within(history)
     return Path(history, ((Grown(replace(empty, architecture=history.empty)),),))
 
 
 def _typical_seconds(config: SearchConfig, runner: Runner) -> float:
-    "Of an epoch, the mean over a network of each family."
+    "Of an epoch, the mean over the narrowest and the widest network of each family that may be tried."
+    architecture = runner.empty.architecture
     depths = range(1, min(2, config.max_layers) + 1)
-    kinds = [{spec.kind: spec for spec in config.specs_at(depth)} for depth in depths]
-    networks = [tuple(specs[kind] for specs in kinds) for kind in kinds[0]]
-    return sum(runner.seconds_per_epoch(blocks) for blocks in networks) / len(networks)
+    networks: set[tuple[BlockSpec, ...]] = set()
+    for kind in config.families:
+        stacks = itertools.product(
+            *([spec for spec in config.specs_at(d) if spec.kind == kind] for d in depths)
+        )
+        narrow_first = sorted(stacks, key=lambda stack: [spec.k for spec in stack])
+        for order in (narrow_first, narrow_first[::-1]):
+            fitting = (blocks for blocks in order if not refusal(config, architecture, blocks))
+            networks |= set(itertools.islice(fitting, 1))
+    begun = SearchHistory(replace(config, budget=None), architecture, 0, 0)
+    networks = networks or {proposal.blocks for proposal in propose_within(begun)}
+    return sum(map(runner.seconds_per_epoch, sorted(networks, key=repr))) / len(networks)
 
 
 def _where_stopped(path: Path) -> str:

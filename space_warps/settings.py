@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['LISTS', 'BEAMS', 'VARIED', 'STARTS', 'OUTSIDE_PLAN', 'CHOICES', 'PLAIN', 'UNITS', 'SearchConfig', 'recipes',
-           'check_varied', 'check_rungs', 'read_budget', 'widths_at', 'changed']
+           'check_number', 'check_varied', 'check_rungs', 'read_budget', 'widths_at', 'changed']
 
 # %% ../nbs/20a_settings.ipynb #cb617b98
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import space_warps.families  # noqa: F401  the families are registered when it is imported
 from .blocks import ACTIVATIONS, POOLINGS, BlockSpec, registered_blocks
@@ -38,6 +38,7 @@ CHOICES = {
     "warm_start": ("chained", "parallel"),
     "compare": ("loss", "accuracy"),
     "accept": ("gain", "significant"),
+    "choose": ("compact", "best"),
 }
 
 
@@ -76,8 +77,9 @@ class SearchConfig:
     max_params: int | None = None  # Candidates with more parameters are not trained
     max_macs: int | None = None  # Nor those with more multiply-adds for an image
     max_latency_ms: float | None = None  # Nor those that take longer for an image here
-    budget: str | None = None  # For all trainings, as 20min, 90s, 2h, or 300epochs
+    budget: str | None = None  # For all trainings on one way, as 20min, 90s, 2h, or 300epochs
     compare: str = "loss"  # A depth pays if it lowers the log-loss; accuracy: if it raises that
+    choose: str = "compact"  # The smallest as good as the best (`as_good_as_best`); best: that one
     accept: str = "gain"  # Take any gain; significant: only one that the rows can show
     patience: int = 1  # Depths that may bring no gain before the search ends
     time_budget_s: float | None = None  # Start no further depth after so many seconds
@@ -117,9 +119,13 @@ class SearchConfig:
 
     def _check_space(self) -> None:
         "What is tried has to be lists of different values that are known."
+        for each in fields(self):
+            check_number(each.name, getattr(self, each.name), get_args(each.type) or (each.type,))
         for name, allowed in LISTS.items():
             values = getattr(self, name)
-            if not isinstance(values, tuple) or not values or len(set(values)) < len(values):
+            sort = int if name == "kernel_sizes" else str | bool
+            whole = isinstance(values, tuple) and all(isinstance(v, sort) for v in values)
+            if not whole or not values or len(set(values)) < len(values):
                 raise InputError(f"{name} is a list of different values to try; got {values!r}")
             known = registered_blocks() if name == "families" else allowed
             if known is not None and (unknown := [v for v in values if v not in known]):
@@ -200,21 +206,13 @@ class SearchConfig:
         sizes, pool = (
             ((self.first_kernel,), self.first_pool) if depth == 1 else (self.kernel_sizes, 2)
         )
-        tried = itertools.product(
-            self.families, sizes, self.poolings, self.activations, self.squeezes
+        poolings = dict.fromkeys(
+            (1, "max") if each == "none" or pool == 1 else (pool, each) for each in self.poolings
         )
+        tried = itertools.product(self.families, sizes, poolings, self.activations, self.squeezes)
         return tuple(
-            BlockSpec(
-                k,
-                family,
-                size,
-                self.dropout,
-                1 if pooling == "none" else pool,
-                "max" if pooling == "none" else pooling,
-                activation,
-                squeeze,
-            )
-            for family, size, pooling, activation, squeeze in tried
+            BlockSpec(k, family, size, self.dropout, side, pooling, activation, squeeze)
+            for family, size, (side, pooling), activation, squeeze in tried
             for k in widths_at(self.k_candidates, depth)
         )
 
@@ -231,6 +229,7 @@ PLAIN: dict[str, Any] = {
     "first_kernel": 3,
     "first_pool": 2,
     "compare": "accuracy",
+    "choose": "best",
     "patience": 0,
     "finish": False,
 }
@@ -253,6 +252,19 @@ def recipes(
     )
 
 
+def check_number(
+    name: str,  # Of the setting
+    value: Any,  # What was given
+    allowed: Sequence[Any],  # Types that it may have
+) -> None:
+    "Raise `InputError` where a number or a truth is wanted and something else was given."
+    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+    wanted = [kind for kind in allowed if kind in kinds]
+    fits = type(value) in allowed or (type(value) is int and float in allowed)
+    if wanted and not fits:
+        raise InputError(f"{name} is {kinds[wanted[0]]}; got {value!r}")
+
+
 def check_varied(
     vary: Any,  # Name -> values
 ) -> None:
@@ -272,6 +284,8 @@ def check_varied(
             raise InputError(f"vary names numbers for {name}; got {value!r}")
         if name == "jitter" and value < 0:
             raise InputError(f"jitter is at least 0; got {value!r}")
+        if name == "dropout" and not 0 <= value < 1:
+            raise InputError(f"dropout is a probability in [0, 1); got {value!r}")
 
 
 def check_rungs(

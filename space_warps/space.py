@@ -16,7 +16,7 @@ from .blocks import BlockSpec
 from .core import InputError, canonical_json, choose_device, to_json
 from .cost import count_cost, measure_latency
 from .history import Candidate, SearchHistory
-from .identity import allows_identity
+from .identity import allows_identity, allows_widening
 from .model import Architecture
 from .settings import SearchConfig, recipes
 
@@ -29,7 +29,7 @@ class Proposal:
     morph: str = "deepen"  # What was done to its parent: deepen, widen, swap; fresh has none
     parent: int = 0  # Place of the parent among those that the step builds on
     recipe: dict[str, Any] = field(default_factory=dict)  # What differs from the settings
-    predicted: float | None = None  # Log-loss that a predictor expects, in nats
+    predicted: float | None = None  # Expected log-loss less the mean of its step, in nats
 
     @property
     def key(self) -> str:
@@ -69,12 +69,13 @@ def expand(
         for child, recipe in itertools.product(children, recipes(config)):
             if "dropout" in recipe:
                 child = (*child[:-1], replace(child[-1], dropout=recipe["dropout"]))
-            yield settled(config, Proposal(child, morph, parent, recipe))
+            yield settled(config, Proposal(child, morph, parent, recipe), blocks)
 
 
 def settled(
     config: SearchConfig,  # Says how weights are copied
     proposal: Proposal,  # With a recipe of everything that is varied
+    before: Sequence[BlockSpec] = (),  # Blocks of its parent
 ) -> Proposal:  # The same, with a recipe of what makes a difference to it
     "A proposal with a start that is possible, and as usual in all that then makes no difference."
     recipe, blocks, morph = dict(proposal.recipe), proposal.blocks, proposal.morph
@@ -85,7 +86,9 @@ def settled(
         start = "fresh"  # nobody to take weights from
     elif start == "net2net" and morph == "deepen":
         start = "net2net" if allows_identity(blocks[-1], below) else "copy"
-    elif start == "net2net" and morph == "swap":
+    elif start == "net2net" and not (
+        morph == "widen" and allows_widening(before[-1], blocks[-1], below)
+    ):
         start = "copy"
     is_tiled = morph != "deepen" or config.warm_start == "chained"
     has_copies = start == "net2net" and below is not None and blocks[-1].k > below.k

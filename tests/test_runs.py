@@ -433,6 +433,20 @@ def test_a_step_whose_candidates_all_fail_is_an_error_each_time(
     assert go_on(run) == 0
 
 
+def test_a_branch_asks_for_what_nothing_could_begin_with(tiny: Tiny, tmp_path: Path) -> None:
+    """The empty network has no block to widen, and the branch does not start there."""
+    run = tmp_path / "run"
+    grow(tiny, run, *QUICK)
+    (narrow,) = (o for o in read_history(run).steps[0].outcomes if o.candidate.blocks[0].k == 4)
+    words = ["step=1", "branch=wide", f"take={narrow.candidate.index}"]
+    words += ["search.morphs=[widen]", "search.k_candidates=[4,16]"]
+    assert main(["branch", f"run.dir={run}", *words]) == 0
+    assert go_on(run) == 0
+    (wide,) = read_history(run).steps[1].outcomes
+    assert (wide.candidate.morph, [spec.k for spec in wide.candidate.blocks]) == ("widen", [16])
+    assert go_on(run) == 0
+
+
 def test_a_stop_while_a_taken_loser_is_trained_again(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)
