@@ -38,7 +38,7 @@ CHOICES = {
     "warm_start": ("chained", "parallel"),
     "compare": ("loss", "accuracy"),
     "accept": ("gain", "significant"),
-    "choose": ("compact", "best"),
+    "choose": ("best", "compact"),
 }
 
 
@@ -79,7 +79,7 @@ class SearchConfig:
     max_latency_ms: float | None = None  # Nor those that take longer for an image here
     budget: str | None = None  # For all trainings on one way, as 20min, 90s, 2h, or 300epochs
     compare: str = "loss"  # A depth pays if it lowers the log-loss; accuracy: if it raises that
-    choose: str = "compact"  # The smallest as good as the best (`as_good_as_best`); best: that one
+    choose: str = "best"  # Of those that pay; compact: the smallest that is as good as the best
     accept: str = "gain"  # Take any gain; significant: only one that the rows can show
     patience: int = 1  # Depths that may bring no gain before the search ends
     time_budget_s: float | None = None  # Start no further depth after so many seconds
@@ -229,7 +229,6 @@ PLAIN: dict[str, Any] = {
     "first_kernel": 3,
     "first_pool": 2,
     "compare": "accuracy",
-    "choose": "best",
     "patience": 0,
     "finish": False,
 }
