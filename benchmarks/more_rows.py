@@ -87,7 +87,9 @@ def main() -> None:
     }
     rows = []
     with tempfile.TemporaryDirectory() as place:
-        made = simulate(Path(place) / "sky", num_rows=max(asked.rows), num_test_rows=0, seed=7)
+        made = simulate(
+            Path(place) / "sky", num_rows=max(asked.rows), num_test_rows=0, seed=7, progress=False
+        )
         sky = Space_Galaxi(made.csv_path, made.img_dir_path, features=())
         for name, num_rows, seed in itertools.product(asked.networks, asked.rows, asked.seeds):
             rows.append(learn(name, sky, num_rows, skies, seed))

@@ -15,7 +15,7 @@ from .halving import survivors_of
 from .history import SearchHistory, Turn
 from .settings import SearchConfig, read_budget
 from .space import Proposal
-from .strategies import propose_next
+from .strategies import find_strategy, propose_next
 
 # %% ../nbs/22h_budget.ipynb #0c816a9d
 def epochs_of_step(
@@ -98,14 +98,24 @@ def describe_cost(
 
 def check_turn(
     turn: Turn,  # Where somebody wants to go
+    there: SearchHistory | None = None,  # The story that goes on from there, where it is known
 ) -> None:
-    "Raise `InputError` for a branch with a budget in time, which nobody could turn into epochs."
+    "Raise `InputError` for a budget in time, which nobody could turn into epochs, or an empty branch."
     budget = turn.changes.get("budget")
     if budget is not None and read_budget(budget)[1]:
         raise InputError(
             "a time is turned into epochs when a run begins; give a branch its budget in epochs, as "
             f"300epochs; got {budget!r}"
         )
+    if turn.branch is None or there is None or turn.is_last:
+        return
+    config = there.config
+    find_strategy(config.strategy)
+    if len(there.steps) < (config.max_steps or config.max_layers):
+        try:
+            propose_within(there)
+        except InputError as error:
+            raise InputError(f"branch {turn.branch} would try nothing: {error}") from error
 
 
 def in_epochs(

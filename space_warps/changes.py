@@ -75,8 +75,9 @@ def check_keys(
     allowed = KEYS_OF.get(command)
     for key in given_keys(words) if allowed else ():
         if key not in (allowed or ()) and not (command == "branch" and key.startswith("search.")):
+            also = " and what the search does, as search.patience=2" if command == "branch" else ""
             raise InputError(
-                f"{command} does nothing with {key}; it takes {', '.join(allowed or ())}"
+                f"{command} does nothing with {key}; it takes {', '.join(allowed or ())}{also}"
             )
 
 

@@ -27,6 +27,7 @@ from space_warps.metrics import (
     accuracy_by,
     class_weights,
     curves,
+    in_digits,
     measure,
     signal_to_noise,
 )
@@ -68,8 +69,8 @@ def read_labelled(
         )
     if len(dataset) < len(architecture.classes):
         raise InputError(
-            f"{csv_path} has {len(dataset)} rows, fewer than the {len(architecture.classes)} "
-            "classes; give more rows"
+            f"{csv_path} has fewer rows ({len(dataset)}) than the model has classes "
+            f"({len(architecture.classes)}); give more rows"
         )
     return dataset
 
@@ -263,7 +264,7 @@ def describe_evaluation(
         lines.append(f"{name:18} {record[key]:.3f}{interval}")
     for name, row in record["per_class"].items():
         lines.append(
-            f"{name:18} completeness {row['completeness']:.3f}, purity {row['purity']:.3f}, "
-            f"{row['num_rows']} rows"
+            f"{name:18} completeness {in_digits(row['completeness'])}, "
+            f"purity {in_digits(row['purity'])}, {row['num_rows']} rows"
         )
     return "\n".join(lines)

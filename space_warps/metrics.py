@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Array', 'FIGURES', 'Answers', 'count_confusion', 'rate_classes', 'calibration_bins', 'calibration_error',
-           'reliability', 'figures_of', 'draw_objects', 'intervals_of', 'class_weights', 'measure', 'curves',
-           'signal_to_noise', 'accuracy_by']
+           'reliability', 'figures_of', 'draw_objects', 'intervals_of', 'class_weights', 'measure', 'in_digits',
+           'curves', 'signal_to_noise', 'accuracy_by']
 
 # %% ../nbs/32a_metrics.ipynb #57966e59
 from dataclasses import dataclass
@@ -218,14 +218,27 @@ def measure(
     return record
 
 # %% ../nbs/32a_metrics.ipynb #399f347b
+def in_digits(
+    share: float | None,  # In [0, 1]; None is not known
+) -> str:
+    "A share as it is printed."
+    return "-" if share is None else f"{share:.3f}"
+
+
 def _per_class(answers: Answers, weights: Array) -> dict[str, dict[str, Any]]:
-    rates = rate_classes(count_confusion(answers, weights))
+    confusion = count_confusion(answers, weights)
+    rates, called = rate_classes(confusion), confusion[0].sum(axis=0)
     found: dict[str, dict[str, Any]] = {}
     for place, name in enumerate(answers.classes):
         truth, said = answers.labels == place, answers.probabilities[:, place]
         both = 0 < truth.sum() < len(truth)
         found[name] = {
-            **{rate: float(values[0, place]) for rate, values in rates.items()},
+            **{
+                rate: float(values[0, place])
+                if (called[place] if rate == "purity" else truth.any())
+                else None  # there is nothing that it would be a share of
+                for rate, values in rates.items()
+            },
             "num_rows": int(truth.sum()),
             "roc_auc": float(roc_auc_score(truth, said)) if both else None,
             "average_precision": (

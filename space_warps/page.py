@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from .core import write_atomic
 from .history import SearchHistory
+from .metrics import in_digits
 from .report import BLUE, GREEN, ORANGE, describe, plot_accuracy_vs_depth
 
 # %% ../nbs/32d_page.ipynb #592fb00f
@@ -182,7 +183,7 @@ def _evaluated(record: dict[str, Any]) -> str:
         [
             name,
             row["num_rows"],
-            *(f"{row[rate]:.3f}" for rate in ("completeness", "purity", "f1")),
+            *(in_digits(row[rate]) for rate in ("completeness", "purity", "f1")),
         ]
         for name, row in record["per_class"].items()
     ]

@@ -289,7 +289,10 @@ def plot_pareto(
     figure.axes[0].set_ylabel("validation log-loss (nats)")
     about = "every candidate; blue: none is better and smaller, with its blocks"
     figure.suptitle(
-        "networks that none beats, with their blocks" if latency is not None else about, fontsize=9
+        "the blue ones of pareto.png by the clock, with their blocks"
+        if latency is not None
+        else about,
+        fontsize=9,
     )
     return figure
 

@@ -258,10 +258,11 @@ def record_turn(
     turn: Turn,  # Where it shall go
 ) -> RunRecord:  # What the events tell now
     "Write a turn to a run; raises `InputError` where it cannot go there."
-    check_turn(turn)
     journal, record = open_again(folder)
     try:
-        event = Turned(turn, record.turned(going_on(record), turn).config)
+        there = record.turned(going_on(record), turn)
+        check_turn(turn, there)
+        event = Turned(turn, there.config)
         content = {**event_to_json(event), "at_s": record.seconds}
         record.add(content)
         journal.append(content)

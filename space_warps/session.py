@@ -131,8 +131,8 @@ class Session:
         story = replace(story, steps=(*story.steps, step))
         for each in said:
             if isinstance(each, Turn):
-                check_turn(each)
                 story = self._record.turned(story, each)
+                check_turn(each, story)
 
     def turn(
         self,

@@ -127,6 +127,8 @@ class SearchConfig:
             whole = isinstance(values, tuple) and all(isinstance(v, sort) for v in values)
             if not whole or not values or len(set(values)) < len(values):
                 raise InputError(f"{name} is a list of different values to try; got {values!r}")
+            for size in values if name == "kernel_sizes" else ():
+                BlockSpec(1, kernel_size=size)
             known = registered_blocks() if name == "families" else allowed
             if known is not None and (unknown := [v for v in values if v not in known]):
                 what = "unknown block" if name == "families" else f"unknown one of {name}"

@@ -156,7 +156,7 @@ def test_no_labels(tiny: Tiny, refused) -> None:
 
 def test_fewer_rows_than_classes(tiny: Tiny, refused) -> None:
     tiny.write(tiny.lines()[:3])
-    assert "2 rows, fewer than the 3 classes" in refused(tiny)
+    assert "fewer rows (2) than the model has classes (3)" in refused(tiny)
 
 
 def test_a_run_without_a_model(tiny: Tiny, tmp_path: Path, refused) -> None:
