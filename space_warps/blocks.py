@@ -164,7 +164,7 @@ def block_output_shape(
     if side < spec.pool:
         how = f"moves by {spec.pool}" if spec.pooling == "stride" else "pools {0}x{0}"
         raise InputError(f"{too_small}{how.format(spec.pool)}; use fewer blocks or larger images")
-    if size > side:
+    if size // 2 >= side and size > 1:
         raise InputError(
             f"{too_small}has a kernel of {size}x{size}; use a smaller kernel or fewer blocks"
         )
