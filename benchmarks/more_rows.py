@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from space_warps.blocks import BlockSpec
 from space_warps.dataset import Space_Galaxi
 from space_warps.loaders import EpochSampler
+from space_warps.paired import error_of_mean
 from space_warps.simulate import simulate
 from space_warps.train import evaluate
 
@@ -38,12 +39,6 @@ def network(*widths: int) -> Choice:
 
 
 NETWORKS = {"16, 32, 64": network(16, 32, 64), "32, 64, 128": network(32, 64, 128)}
-
-
-def error_of(is_right: np.ndarray, groups: np.ndarray) -> float:
-    """Standard error of an accuracy, counting objects and not rows."""
-    by_object = np.bincount(np.unique(groups, return_inverse=True)[1], is_right - is_right.mean())
-    return float(np.sqrt((by_object**2).sum()) / len(is_right))
 
 
 def learn(
@@ -63,7 +58,7 @@ def learn(
     for about, unseen in skies.items():
         said = evaluate(model, DataLoader(unseen, 256))
         is_right = (said.scores.argmax(dim=1) == said.labels).numpy()
-        error = error_of(is_right, unseen.catalogue.groups)
+        error = error_of_mean(is_right, unseen.catalogue.groups)
         figures = {"accuracy": said.accuracy, "error": error, "log_loss": said.loss}
         row[about] = {key: round(value, 4) for key, value in figures.items()}
     return row

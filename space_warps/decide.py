@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax
 
 from .core import derive_seed
 from .history import Decision, Outcome, badness, best_outcome, quality
 from .loaders import ValidationRows
-from .paired import PairedTest, compare_paired
+from .paired import PairedTest, compare_paired, error_of_mean, row_losses
 from .runner import Grown
 from .settings import SearchConfig
 
@@ -52,13 +51,11 @@ def as_good_as_best(
     best = best_outcome(outcomes, compare)
     if best is None:
         return []
-    objects = np.unique(rows.groups, return_inverse=True)[1]
 
     def is_alike(outcome: Outcome) -> bool:
         scores = trained[id(outcome)], trained[id(best)]
         worse = np.subtract(*(_row_badness(each, rows.labels, compare) for each in scores))
-        by_object = np.bincount(objects, worse - worse.mean())
-        return bool(worse.sum() <= np.sqrt((by_object**2).sum()))
+        return bool(worse.mean() <= error_of_mean(worse, rows.groups))
 
     return [best, *(o for o in outcomes if o is not best and is_alike(o))]
 
@@ -67,12 +64,9 @@ def _row_badness(
     scores: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], compare: str
 ) -> npt.NDArray[np.float64]:
     "Of each row, what `badness` is the mean of."
-    lost: npt.NDArray[np.float64]
-    if compare == "accuracy":
-        lost = (scores.argmax(axis=1) != labels).astype(np.float64)
-    else:
-        lost = -log_softmax(scores.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
-    return lost
+    if compare == "loss":
+        return row_losses(scores, labels)
+    return np.asarray(scores.argmax(axis=1) != labels, np.float64)
 
 # %% ../nbs/22c_decide.ipynb #1280bedd
 def decide(

@@ -176,10 +176,9 @@ def _typical_seconds(config: SearchConfig, runner: Runner) -> float:
     architecture = runner.empty.architecture
     depths = range(1, min(2, config.max_layers) + 1)
     networks: set[tuple[BlockSpec, ...]] = set()
-    for kind in config.families:
-        stacks = itertools.product(
-            *([spec for spec in config.specs_at(d) if spec.kind == kind] for d in depths)
-        )
+    for kind in config.families:  # one block of each width, since there may be very many
+        widths = [{s.k: s for s in config.specs_at(d) if s.kind == kind} for d in depths]
+        stacks = itertools.product(*(by_width.values() for by_width in widths))
         narrow_first = sorted(stacks, key=lambda stack: [spec.k for spec in stack])
         for order in (narrow_first, narrow_first[::-1]):
             fitting = (blocks for blocks in order if not refusal(config, architecture, blocks))

@@ -87,7 +87,7 @@ def settled(
     elif start == "net2net" and morph == "deepen":
         start = "net2net" if allows_identity(blocks[-1], below) else "copy"
     elif start == "net2net" and not (
-        morph == "widen" and allows_widening(before[-1], blocks[-1], below)
+        morph == "widen" and before and allows_widening(before[-1], blocks[-1], below)
     ):
         start = "copy"
     is_tiled = morph != "deepen" or config.warm_start == "chained"
