@@ -67,12 +67,6 @@ def summarise(
     }
 
 
-def _all(history: SearchHistory) -> list[Outcome]:
-    "Every training of the story."
-    finish = history.finish.outcomes if history.finish else ()
-    return [*(outcome for step in history.steps for outcome in step.trained), *finish]
-
-
 def front_of(
     history: SearchHistory,  # The story of a search
 ) -> list[Outcome]:  # The smaller first
@@ -262,7 +256,7 @@ def plot_pareto(
     "Log-loss against parameters and multiply-adds, or of the front against time; it is marked."
     done = [o for step in history.steps for o in step.outcomes if not o.failed]
     costs = [
-        ("parameters", {id(o): float(o.num_params) for o in done}),
+        ("thousand parameters", {id(o): o.num_params / 1e3 for o in done}),
         ("million multiply-adds", {id(o): o.num_macs / 1e6 for o in done}),
     ]
     if latency is not None:
@@ -289,9 +283,7 @@ def plot_pareto(
     figure.axes[0].set_ylabel("validation log-loss (nats)")
     about = "every candidate; blue: none is better and smaller, with its blocks"
     figure.suptitle(
-        "the blue ones of pareto.png by the clock, with their blocks"
-        if latency is not None
-        else about,
+        "the blue ones of pareto.png, by the clock" if latency is not None else about,
         fontsize=9,
     )
     return figure
