@@ -1,20 +1,23 @@
 """Which strategy finds the better network at the same cost?
 
-Every strategy gets the same budget in epochs, its training in full included, and the same space of
+Two figures are kept of a search: the accuracy of the network that it hands over, and the mean accuracy
+of its blocks when they are trained again from scratch with other seeds, which says how good a choice
+they were; one training differs from the next by more than most strategies do. Every strategy gets the same budget in epochs, its training in full included, and the same space of
 blocks (of up to 6 million multiply-adds an image; the fixed ladder has 4.3), and goes on until the
 budget is spent, however little it gains; what a candidate inherits was paid for when its parent was
 trained. The catalogue is cut into five parts of whole objects. A search, with a seed of its own, sees
 two of them, of which a third of the objects is for validation: with fewer, all that a search compares
 is noise. It is tested on the other three. Beside the strategies stand two fixed networks: a ladder of
 four blocks, trained once for the whole budget, and torchvision's ResNet-18 from scratch. Random search
-starts nothing from trained weights, so that it has no ways from scratch. `--half pnas` gives one
-strategy half the budget as well. `--quick` is one fold and a small budget.
+starts nothing from trained weights, so that it has no ways from scratch. `--half "pnas, halving"` gives a
+line half the budget as well. `--quick` is one fold and a small budget.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +33,11 @@ from space_warps.blocks import BlockSpec
 from space_warps.budget import epochs_spent
 from space_warps.compare import compare_networks
 from space_warps.dataset import Space_Galaxi
-from space_warps.history import Candidate
+from space_warps.history import Candidate, Outcome
 from space_warps.loaders import create_train_val_dataloaders
 from space_warps.metrics import Answers
 from space_warps.metrics import measure as figures_of
+from space_warps.plan import TrainPlan
 from space_warps.predictor import rank_correlation
 from space_warps.runner import LocalRunner
 from space_warps.search import search
@@ -80,14 +84,43 @@ def measured(model: Any, unseen: Space_Galaxi) -> dict[str, float]:
     return {"test_acc": found["accuracy"], "test_loss": said.loss}
 
 
-def run_search(config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi) -> dict[str, Any]:
-    """One search, and how good its network is."""
+def train_blocks(
+    blocks: tuple[BlockSpec, ...], plan: TrainPlan, runner: LocalRunner
+) -> tuple[Any, Outcome]:
+    """A network of these blocks from scratch, and what its training gave."""
+    fixed = Candidate(len(blocks), 0, blocks, plan, False, 0.0, role="scratch")
+    (grown,) = runner.run([fixed], runner.empty, lambda event: None)
+    assert grown.outcome is not None
+    return grown.snapshot.model().eval(), grown.outcome
+
+
+def trained_again(
+    blocks: tuple[BlockSpec, ...],
+    config: SearchConfig,
+    runner: LocalRunner,
+    unseen: Space_Galaxi,
+    repeats: int,
+) -> dict[str, Any]:
+    """How good these blocks are, apart from the luck of one training; charged to nobody."""
+    seeds = range(config.seed + 1000, config.seed + 1000 + repeats)
+    plans = [config.plan(config.finish_epochs, 1000 * n, seed) for n, seed in enumerate(seeds, 1)]
+    found = [measured(train_blocks(blocks, plan, runner)[0], unseen) for plan in plans]
+    means = {key: float(np.mean([f[key] for f in found])) for key in found[0]} if found else {}
+    return {f"again_{key.removeprefix('test_')}": value for key, value in means.items()}
+
+
+def run_search(
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, repeats: int
+) -> dict[str, Any]:
+    """One search, how good its network is, and how good its blocks are."""
     began = time.monotonic()
-    model, history = search(config, LocalRunner(*loaders, seed=config.seed))
+    runner = LocalRunner(*loaders, seed=config.seed)
+    model, history = search(config, runner)
     seconds = time.monotonic() - began
     told = [rank_correlation(step) for step in history.steps]
     return {
         **measured(model, unseen),
+        **trained_again(model.architecture.blocks, config, runner, unseen, repeats),
         "params": model.num_params,
         "macs": history.final.num_macs if history.final else 0,
         "blocks": [f"{spec.kind} {spec.k}" for spec in model.architecture.blocks],
@@ -99,21 +132,21 @@ def run_search(config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi) -> 
     }
 
 
-def run_ladder(config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi) -> dict[str, Any]:
+def run_ladder(
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, repeats: int
+) -> dict[str, Any]:
     """The fixed ladder, trained once for the whole budget."""
     began, epochs = time.monotonic(), int(str(config.budget).removesuffix("epochs"))
     runner = LocalRunner(*loaders, seed=config.seed)
-    plan = config.plan(epochs, 0, config.seed)
-    ladder = Candidate(len(LADDER), 0, LADDER, plan, False, 0.0, role="scratch")
-    (grown,) = runner.run([ladder], runner.empty, lambda event: None)
-    assert grown.outcome is not None
+    model, outcome = train_blocks(LADDER, config.plan(epochs, 0, config.seed), runner)
     return {
-        **measured(grown.snapshot.model().eval(), unseen),
-        "params": grown.outcome.num_params,
-        "macs": grown.outcome.num_macs,
+        **measured(model, unseen),
+        "seconds": round(time.monotonic() - began, 1),
+        **trained_again(LADDER, config, runner, unseen, repeats),
+        "params": outcome.num_params,
+        "macs": outcome.num_macs,
         "blocks": [f"{spec.kind} {spec.k}" for spec in LADDER],
         "image_epochs": runner.num_train * epochs,
-        "seconds": round(time.monotonic() - began, 1),
     }
 
 
@@ -137,9 +170,8 @@ def run_resnet(
     }
 
 
-def of_fold(folder: Path, fold: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every variant on one fold."""
-    rows = []
+def of_fold(folder: Path, fold: int, asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every line of the table on one fold, one after the other."""
     with tempfile.TemporaryDirectory() as place:
         seen, tested = split_catalogue(folder, asked.features, fold, Path(place), asked.num_seen)
         shared = {"features": asked.features, "seed": fold, "train_ratio": TRAIN_RATIO}
@@ -150,41 +182,48 @@ def of_fold(folder: Path, fold: int, asked: argparse.Namespace) -> list[dict[str
         )
         common = {"seed": fold, "budget": asked.budget, "finish_epochs": asked.finish_epochs}
         plain = SearchConfig(**common)
-        tried = variants(asked.strategies, asked.ways)
         half = {"budget": f"{int(asked.budget.removesuffix('epochs')) // 2}epochs"}
-        halves = variants(asked.half, asked.ways)
-        tried |= {f"{name}, half": {**changes, **half} for name, changes in halves.items()}
+        tried = variants(asked.strategies, asked.ways)
+        halves = variants(list(STRATEGIES), list(WAYS))
+        tried |= {f"{name}, half": {**halves[name], **half} for name in asked.half}
         for name, changes in tried.items():
-            row = run_search(replace(plain, **changes), loaders, unseen)
-            rows.append({"name": name, "fold": fold, **row})
-            print(json.dumps(rows[-1]), flush=True)
-        rows.append(
-            {"name": "ladder 8, 16, 32, 64", "fold": fold, **run_ladder(plain, loaders, unseen)}
-        )
-        print(json.dumps(rows[-1]), flush=True)
+            row = run_search(replace(plain, **changes), loaders, unseen, asked.repeats)
+            yield {"name": name, "fold": fold, **row}
+        if asked.ladder:
+            row = run_ladder(plain, loaders, unseen, asked.repeats)
+            yield {"name": "ladder 8, 16, 32, 64", "fold": fold, **row}
         if asked.resnet_epochs:
-            found = run_resnet(plain, loaders, unseen, asked.resnet_epochs)
-            rows.append({"name": "ResNet-18", "fold": fold, **found})
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+            row = run_resnet(plain, loaders, unseen, asked.resnet_epochs)
+            yield {"name": "ResNet-18", "fold": fold, **row}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The table: means over folds with standard errors, and the gain over greedy on the same folds."""
-    told = "accuracy           over greedy        log-loss  parameters  image-epochs  seconds"
+    told = "accuracy         trained again    over greedy       log-loss  parameters  image-epochs  seconds"
     print(f"{'':30} {told}")
-    greedy = {row["fold"]: row["test_acc"] for row in rows if row["name"] == "greedy"}
+    greedy = {row["fold"]: row for row in rows if row["name"] == "greedy"}
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
-        mean = {key: np.mean([row[key] for row in own]) for key in ("test_acc", "test_loss")}
-        gains = [row["test_acc"] - greedy.get(row["fold"], np.nan) for row in own]
-        sizes = [
-            f"{np.mean([row[key] for row in own]):12,.0f}" for key in ("params", "image_epochs")
-        ]
-        print(
-            f"{name:30} {mean['test_acc']:.3f} +- {error_of([r['test_acc'] for r in own]):.3f}    "
-            f"{np.mean(gains):+.3f} +- {error_of(gains):.3f}    {mean['test_loss']:.3f}{sizes[0]}  {sizes[1]}  {np.mean([r['seconds'] for r in own]):7.0f}"
+        gains = [of(row, "again_acc") - of(greedy.get(row["fold"], {}), "again_acc") for row in own]
+        found = [told_mean([of(row, key) for row in own]) for key in ("test_acc", "again_acc")]
+        loss, params, epochs, seconds = (
+            np.mean([of(row, key) for row in own])
+            for key in ("again_loss", "params", "image_epochs", "seconds")
         )
+        print(
+            f"{name:30} {found[0]}  {found[1]}  {told_mean(gains, '+')}  {loss:8.3f}"
+            f"{params:12,.0f}{epochs:14,.0f}{seconds:9.0f}"
+        )
+
+
+def of(row: dict[str, Any], key: str) -> float:
+    """A figure of a line, not a number where it has none."""
+    return float(row.get(key, np.nan))
+
+
+def told_mean(values: list[float], sign: str = "") -> str:
+    """A mean and its standard error."""
+    return f"{np.mean(values):{sign}.3f} +- {error_of(values):.3f}"
 
 
 def error_of(values: list[float]) -> float:
@@ -201,11 +240,13 @@ def main() -> None:
     parser.add_argument("--folds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES))
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--half", nargs="*", default=[], help="strategies for half the budget, too")
+    parser.add_argument("--half", nargs="*", default=[], help="lines for half the budget, too")
     parser.add_argument("--budget", default="160epochs", help="for each search, in epochs")
     parser.add_argument("--finish-epochs", type=int, default=20)
     parser.add_argument("--num-seen", type=int, default=2, help="of five parts, by a search")
-    parser.add_argument("--resnet-epochs", type=int, default=40, help="0 leaves it out")
+    parser.add_argument("--resnet-epochs", type=int, default=20, help="0 leaves it out")
+    parser.add_argument("--repeats", type=int, default=3, help="trainings of what was found")
+    parser.add_argument("--no-ladder", dest="ladder", action="store_false", help="leave it out")
     parser.add_argument("--quick", action="store_true", help="one fold, few epochs, fewer ways")
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
     asked = parser.parse_args()
@@ -219,11 +260,13 @@ def main() -> None:
             folder = Path(place) / "sky"
             simulate(folder, num_rows=asked.simulate or 4000, num_test_rows=0)
         for fold in asked.folds:
-            rows += of_fold(folder, fold, asked)
-            if asked.json:
-                about = {"machine": machine(), "commit": commit(), "budget": asked.budget}
-                asked.json.parent.mkdir(parents=True, exist_ok=True)
-                asked.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+            for row in of_fold(folder, fold, asked):
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+                if asked.json:
+                    about = {"machine": machine(), "commit": commit(), "budget": asked.budget}
+                    asked.json.parent.mkdir(parents=True, exist_ok=True)
+                    asked.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     show(rows)
 
 

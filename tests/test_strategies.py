@@ -1,6 +1,7 @@
 """Strategies, early dropping, limits and budgets through the command."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,28 +54,37 @@ class Killed(Exception):
     """The session ends here."""
 
 
-def test_a_beam_that_was_cut_off_goes_on(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def cut_off(
+    tiny: Tiny, run: Path, words: list[str], counts: Callable[[Event], bool], number: int
 ) -> None:
-    words = [*WIDE, "search.strategy=pnas", "search.rungs=[1,2]"]
-    whole = grow(tiny, tmp_path / "whole", *words)
+    """A search that ends with the event of that number among those that count."""
     told, plain = [], RunFolder.__call__
 
     def dies(self: RunFolder, event: Event) -> None:
         plain(self, event)
-        told.append(isinstance(event, CandidateEnded))
-        if sum(told) == 8:
+        told.append(counts(event))
+        if sum(told) == number:
             raise Killed
 
-    monkeypatch.setattr(RunFolder, "__call__", dies)
-    run = tmp_path / "cut"
-    with pytest.raises(Killed):
-        main(["search", *tiny.words(), f"run.dir={run}", *words])
-    monkeypatch.undo()
-    assert main(["search", f"run.dir={run}", "run.resume=true"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "__call__", dies)
+        with pytest.raises(Killed):
+            main(["search", *tiny.words(), f"run.dir={run}", *words])
+
+
+def go_on(run: Path, whole: dict[str, Any], *words: str) -> None:
+    """It ends as it would have ended."""
+    assert main(["search", f"run.dir={run}", "run.resume=true", *words]) == 0
     summary = json.loads((run / "progressive_summary.json").read_text())
     assert summary["model_sha256"] == whole["model_sha256"]
     assert summary["history_sha256"] == whole["history_sha256"]
+
+
+def test_a_beam_that_was_cut_off_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+    words = [*WIDE, "search.strategy=pnas", "search.rungs=[1,2]"]
+    whole, run = grow(tiny, tmp_path / "whole", *words), tmp_path / "cut"
+    cut_off(tiny, run, words, lambda event: isinstance(event, CandidateEnded), 8)
+    go_on(run, whole)
     assert main(["replay", f"run.dir={run}", "step=2"]) == 0
 
 
@@ -143,7 +153,7 @@ def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Pa
 
 
 def test_a_search_over_starts_is_the_same_in_workers_and_after_a_cut(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+    tiny: Tiny, tmp_path: Path, one_thread: None
 ) -> None:
     words = [
         *WIDE,
@@ -153,24 +163,13 @@ def test_a_search_over_starts_is_the_same_in_workers_and_after_a_cut(
         "search.morphs=[deepen,widen]",
     ]
     words += ["run.checkpoint_s=0"]
-    whole = grow(tiny, tmp_path / "whole", *words)
-    told, plain = [], RunFolder.__call__
+    whole, run = grow(tiny, tmp_path / "whole", *words), tmp_path / "cut"
 
-    def dies(self: RunFolder, event: Event) -> None:
-        plain(self, event)
-        told.append(isinstance(event, EpochEnded) and event.candidate.start == "net2net")
-        if sum(told) == 2:
-            raise Killed
+    def counts(event: Event) -> bool:
+        return isinstance(event, EpochEnded) and event.candidate.start == "net2net"
 
-    monkeypatch.setattr(RunFolder, "__call__", dies)
-    run = tmp_path / "cut"
-    with pytest.raises(Killed):
-        main(["search", *tiny.words(), f"run.dir={run}", *words])
-    monkeypatch.undo()
-    assert main(["search", f"run.dir={run}", "run.resume=true", "search.workers=2"]) == 0
-    summary = json.loads((run / "progressive_summary.json").read_text())
-    assert summary["model_sha256"] == whole["model_sha256"]
-    assert summary["history_sha256"] == whole["history_sha256"]
+    cut_off(tiny, run, words, counts, 2)
+    go_on(run, whole, "search.workers=2")
 
 
 def test_without_a_varied_start_nothing_new_is_written(tiny: Tiny, tmp_path: Path) -> None:
