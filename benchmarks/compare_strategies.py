@@ -10,11 +10,14 @@ two of them, of which a third of the objects is for validation: with fewer, all 
 is noise. It is tested on the other three. Beside the strategies stand two fixed networks: a ladder of
 four blocks, trained once for the whole budget, and torchvision's ResNet-18 from scratch. Random search
 starts nothing from trained weights, so that it has no ways from scratch. `--half "pnas, halving"` gives a
-line half the budget as well. `--quick` is one fold and a small budget.
+line half the budget as well. `--crop 48` cuts the middle out of every cutout, which costs as much less
+as it has fewer pixels. Lines that the file of `--json` has, by name and fold, are not run again: what was
+cut off goes on. `--quick` is one fold and a small budget.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +28,7 @@ from typing import Any
 import numpy as np
 from bench_epoch import Loaders
 from grown import split_catalogue
+from PIL import Image
 from side_by_side import commit, machine
 from torch.utils.data import DataLoader
 
@@ -32,6 +36,7 @@ from space_warps.augment import Augment
 from space_warps.blocks import BlockSpec
 from space_warps.budget import epochs_spent
 from space_warps.compare import compare_networks
+from space_warps.core import write_json
 from space_warps.dataset import Space_Galaxi
 from space_warps.history import Candidate, Outcome
 from space_warps.loaders import create_train_val_dataloaders
@@ -61,6 +66,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "halving, from scratch": {"rungs": (1, 3, 9), "copy_weights": False},
 }
 TRAIN_RATIO = 2 / 3
+LADDER_NAME = "ladder 8, 16, 32, 64"
 LADDER = (BlockSpec(8, kernel_size=5, pool=3), BlockSpec(16), BlockSpec(32), BlockSpec(64))
 
 
@@ -170,8 +176,10 @@ def run_resnet(
     }
 
 
-def of_fold(folder: Path, fold: int, asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every line of the table on one fold, one after the other."""
+def lines_of_fold(
+    folder: Path, fold: int, asked: argparse.Namespace, done: set[str]
+) -> Iterator[dict[str, Any]]:
+    """Every line of the table on one fold that is not done, one after the other."""
     with tempfile.TemporaryDirectory() as place:
         seen, tested = split_catalogue(folder, asked.features, fold, Path(place), asked.num_seen)
         shared = {"features": asked.features, "seed": fold, "train_ratio": TRAIN_RATIO}
@@ -186,15 +194,38 @@ def of_fold(folder: Path, fold: int, asked: argparse.Namespace) -> Iterator[dict
         tried = variants(asked.strategies, asked.ways)
         halves = variants(list(STRATEGIES), list(WAYS))
         tried |= {f"{name}, half": {**halves[name], **half} for name in asked.half}
-        for name, changes in tried.items():
-            row = run_search(replace(plain, **changes), loaders, unseen, asked.repeats)
+        for name in [name for name in tried if name not in done]:
+            row = run_search(replace(plain, **tried[name]), loaders, unseen, asked.repeats)
             yield {"name": name, "fold": fold, **row}
-        if asked.ladder:
+        if asked.ladder and LADDER_NAME not in done:
             row = run_ladder(plain, loaders, unseen, asked.repeats)
-            yield {"name": "ladder 8, 16, 32, 64", "fold": fold, **row}
-        if asked.resnet_epochs:
+            yield {"name": LADDER_NAME, "fold": fold, **row}
+        if asked.resnet_epochs and "ResNet-18" not in done:
             row = run_resnet(plain, loaders, unseen, asked.resnet_epochs)
             yield {"name": "ResNet-18", "fold": fold, **row}
+
+
+def cropped(folder: Path, side: int, into: Path) -> Path:
+    """The catalogue with the middle of each of its cutouts, as PNG."""
+    (into / "images").mkdir(parents=True)
+    shutil.copy(folder / "annotations.csv", into)
+    for path in sorted((folder / "images").iterdir()):
+        with Image.open(path) as image:
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            window = image.crop((left, top, left + side, top + side))
+            window.save(into / "images" / f"{path.stem}.png")
+    return into
+
+
+def already_done(path: Path | None, asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of a file that was begun with the same settings; exits if they were others."""
+    if path is None or not path.exists():
+        return []
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found["asked"] != asked:
+        raise SystemExit(f"{path} was begun with {found['asked']}, not {asked}; name another file")
+    rows: list[dict[str, Any]] = found["rows"]
+    return rows
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -245,6 +276,7 @@ def main() -> None:
     parser.add_argument("--finish-epochs", type=int, default=20)
     parser.add_argument("--num-seen", type=int, default=2, help="of five parts, by a search")
     parser.add_argument("--resnet-epochs", type=int, default=20, help="0 leaves it out")
+    parser.add_argument("--crop", type=int, default=0, help="pixels of the middle; 0 takes all")
     parser.add_argument("--repeats", type=int, default=3, help="trainings of what was found")
     parser.add_argument("--no-ladder", dest="ladder", action="store_false", help="leave it out")
     parser.add_argument("--quick", action="store_true", help="one fold, few epochs, fewer ways")
@@ -253,20 +285,24 @@ def main() -> None:
     if asked.quick:
         asked.folds, asked.ways = asked.folds[:1], ["", "halving"]
         asked.budget, asked.finish_epochs, asked.resnet_epochs = "80epochs", 10, 2
-    rows = []
+    told = ("simulate", "features", "num_seen", "budget", "finish_epochs", "crop", "repeats")
+    settings = {name: getattr(asked, name) for name in told}
+    rows = already_done(asked.json, settings)
     with tempfile.TemporaryDirectory() as place:
         folder = asked.catalogue
         if asked.simulate or folder is None:
             folder = Path(place) / "sky"
-            simulate(folder, num_rows=asked.simulate or 4000, num_test_rows=0)
+            simulate(folder, num_rows=asked.simulate or 4000, num_test_rows=0, progress=False)
+        if asked.crop:
+            folder = cropped(folder, asked.crop, Path(place) / "cropped")
         for fold in asked.folds:
-            for row in of_fold(folder, fold, asked):
+            done = {row["name"] for row in rows if row["fold"] == fold}
+            for row in lines_of_fold(folder, fold, asked, done):
                 rows.append(row)
                 print(json.dumps(row), flush=True)
                 if asked.json:
-                    about = {"machine": machine(), "commit": commit(), "budget": asked.budget}
-                    asked.json.parent.mkdir(parents=True, exist_ok=True)
-                    asked.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+                    about = {"machine": machine(), "commit": commit(), "asked": settings}
+                    write_json(asked.json, {**about, "rows": rows})
     show(rows)
 
 

@@ -24,7 +24,7 @@ from space_warps.events import (
     StepEnded,
     StepStarted,
 )
-from .history import Candidate, Finish, Role, Step, accuracy_interval
+from .history import Candidate, Finish, Outcome, Role, Step, accuracy_interval
 from .settings import SearchConfig
 
 # %% ../nbs/31a_progress.ipynb #7ad84b6a
@@ -48,8 +48,7 @@ def describe_step(
     num_val: int | None = None,  # Validation rows, for the interval
 ) -> str:
     "A decided depth in one line: what was taken, how good it is, and what the control says."
-    control = f"control {step.control.val_acc:.3f}" if not step.control.failed else "control failed"
-    taken = step.taken
+    control, taken = f"control {_figures(step.control)}", step.taken
     if taken is None:
         return f"depth {step.depth}: nothing taken, best {step.decision.reason}; {control}"
     interval = ""
@@ -62,8 +61,14 @@ def describe_step(
     verb = "took" if step.decision.kind == "accept" else "no gain yet, holds"
     return (
         f"depth {step.depth}: {verb} {describe_candidate(taken.candidate)}, "
-        f"accuracy {taken.val_acc:.3f}{interval}, {taken.num_params:,} parameters; {control}"
+        f"accuracy {_figures(taken, interval)}, {taken.num_params:,} parameters; {control}"
     )
+
+
+def _figures(outcome: Outcome, interval: str = "") -> str:
+    if outcome.failed:
+        return "failed"
+    return f"{outcome.val_acc:.3f}{interval}, log-loss {outcome.val_loss:.3f}"
 
 # %% ../nbs/31a_progress.ipynb #79811f2e
 def describe_finish(
@@ -73,9 +78,9 @@ def describe_finish(
     if finish.kept is None:
         return f"finish: {finish.reason}"
     done = [outcome for outcome in finish.outcomes if outcome.failed is None]
-    told = [f"{o.candidate.role} {o.val_acc:.3f}" for o in done if o is not finish.kept]
+    told = [f"{o.candidate.role} {_figures(o)}" for o in done if o is not finish.kept]
     rest = f" (beside it {', '.join(told)})" if told else ""
-    return f"finish: kept {finish.kept.candidate.role} {finish.kept.val_acc:.3f}{rest}"
+    return f"finish: kept {finish.kept.candidate.role} {_figures(finish.kept)}{rest}"
 
 # %% ../nbs/31a_progress.ipynb #89a7d85a
 def _short_name(candidate: Candidate) -> str:
