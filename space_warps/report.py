@@ -268,11 +268,10 @@ def plot_pareto(
     for axes, (said, cost) in zip(row[0], costs, strict=True):
         front, others = front_of(history), [o for o in done if id(o) in cost]
         axes.plot([cost[id(o)] for o in others], [o.val_loss for o in others], "o", color="0.7")
-        axes.plot([cost[id(o)] for o in front], [o.val_loss for o in front], "o", color=BLUE)
         for o in front:
-            label, place = f"{len(o.candidate.blocks)}", (cost[id(o)], o.val_loss)
-            how: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7}
-            axes.annotate(label, place, **how)
+            place, how = (cost[id(o)], o.val_loss), {"ha": "center", "va": "center"}
+            axes.plot(*place, "o", color=BLUE, markersize=10, markeredgecolor="white")
+            axes.annotate(f"{len(o.candidate.blocks)}", place, color="white", fontsize=7, **how)
         axes.set(xlabel=said)
         if others and latency is None:  # sizes differ by powers of ten, times do not
             axes.set_xscale("log")
@@ -281,7 +280,7 @@ def plot_pareto(
             axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(0.1)
     figure.axes[0].set_ylabel("validation log-loss (nats)")
-    about = "every candidate; blue: none is better and smaller, with its blocks"
+    about = "every candidate; blue: none is better and smaller, with its number of blocks"
     figure.suptitle(
         "the blue ones of pareto.png, by the clock" if latency is not None else about,
         fontsize=9,
