@@ -1,18 +1,23 @@
 """Which strategy finds the better network at the same cost?
 
-Two figures are kept of a search: the accuracy of the network that it hands over, and the mean accuracy
-of its blocks when they are trained again from scratch with other seeds, which says how good a choice
-they were; one training differs from the next by more than most strategies do. Every strategy gets the same budget in epochs, its training in full included, and the same space of
+Every strategy gets the same budget in epochs, its training in full included, and the same space of
 blocks (of up to 6 million multiply-adds an image; the fixed ladder has 4.3), and goes on until the
 budget is spent, however little it gains; what a candidate inherits was paid for when its parent was
-trained. The catalogue is cut into five parts of whole objects. A search, with a seed of its own, sees
-two of them, of which a third of the objects is for validation: with fewer, all that a search compares
-is noise. It is tested on the other three. Beside the strategies stand two fixed networks: a ladder of
-four blocks, trained once for the whole budget, and torchvision's ResNet-18 from scratch. Random search
-starts nothing from trained weights, so that it has no ways from scratch. `--half "pnas, halving"` gives a
-line half the budget as well. `--crop 48` cuts the middle out of every cutout, which costs as much less
-as it has fewer pixels. Lines that the file of `--json` has, by name and fold, are not run again: what was
-cut off goes on. `--quick` is one fold and a small budget.
+trained. Random search starts nothing from trained weights, so that it has no ways from scratch. Beside
+the strategies stand two fixed networks: a ladder of four blocks, trained once for the whole budget, and
+torchvision's ResNet-18 from scratch.
+
+The catalogue is cut into five parts of whole objects. A search, with a seed of its own, sees two of
+them, of which a third of the objects is for validation: with fewer, all that a search compares is noise.
+It is tested on the other three. Two figures are kept: the accuracy of the network that the search hands
+over, and the mean accuracy of its blocks when they are trained again from scratch with other seeds.
+The second says how good a choice they were; one training differs from the next by more than most
+strategies do.
+
+`--half "pnas, halving"` adds a line with half the budget, of which the training in full gets half as
+much. `--crop 48` cuts the middle out of every cutout, which costs as much less as it has fewer pixels.
+Lines that the file of `--json` has, by name and fold, are not run again: what was cut off goes on.
+`--quick` is one fold and a small budget.
 """
 
 import argparse
@@ -105,18 +110,18 @@ def trained_again(
     config: SearchConfig,
     runner: LocalRunner,
     unseen: Space_Galaxi,
-    repeats: int,
+    asked: argparse.Namespace,
 ) -> dict[str, Any]:
     """How good these blocks are, apart from the luck of one training; charged to nobody."""
-    seeds = range(config.seed + 1000, config.seed + 1000 + repeats)
-    plans = [config.plan(config.finish_epochs, 1000 * n, seed) for n, seed in enumerate(seeds, 1)]
+    seeds = range(config.seed + 1000, config.seed + 1000 + asked.repeats)
+    plans = [config.plan(asked.finish_epochs, 1000 * n, seed) for n, seed in enumerate(seeds, 1)]
     found = [measured(train_blocks(blocks, plan, runner)[0], unseen) for plan in plans]
     means = {key: float(np.mean([f[key] for f in found])) for key in found[0]} if found else {}
     return {f"again_{key.removeprefix('test_')}": value for key, value in means.items()}
 
 
 def run_search(
-    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, repeats: int
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, asked: argparse.Namespace
 ) -> dict[str, Any]:
     """One search, how good its network is, and how good its blocks are."""
     began = time.monotonic()
@@ -126,7 +131,7 @@ def run_search(
     told = [rank_correlation(step) for step in history.steps]
     return {
         **measured(model, unseen),
-        **trained_again(model.architecture.blocks, config, runner, unseen, repeats),
+        **trained_again(model.architecture.blocks, config, runner, unseen, asked),
         "params": model.num_params,
         "macs": history.final.num_macs if history.final else 0,
         "blocks": [f"{spec.kind} {spec.k}" for spec in model.architecture.blocks],
@@ -139,7 +144,7 @@ def run_search(
 
 
 def run_ladder(
-    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, repeats: int
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, asked: argparse.Namespace
 ) -> dict[str, Any]:
     """The fixed ladder, trained once for the whole budget."""
     began, epochs = time.monotonic(), int(str(config.budget).removesuffix("epochs"))
@@ -148,7 +153,7 @@ def run_ladder(
     return {
         **measured(model, unseen),
         "seconds": round(time.monotonic() - began, 1),
-        **trained_again(LADDER, config, runner, unseen, repeats),
+        **trained_again(LADDER, config, runner, unseen, asked),
         "params": outcome.num_params,
         "macs": outcome.num_macs,
         "blocks": [f"{spec.kind} {spec.k}" for spec in LADDER],
@@ -190,15 +195,18 @@ def lines_of_fold(
         )
         common = {"seed": fold, "budget": asked.budget, "finish_epochs": asked.finish_epochs}
         plain = SearchConfig(**common)
-        half = {"budget": f"{int(asked.budget.removesuffix('epochs')) // 2}epochs"}
+        half = {
+            "budget": f"{int(asked.budget.removesuffix('epochs')) // 2}epochs",
+            "finish_epochs": asked.finish_epochs // 2,
+        }
         tried = variants(asked.strategies, asked.ways)
         halves = variants(list(STRATEGIES), list(WAYS))
         tried |= {f"{name}, half": {**halves[name], **half} for name in asked.half}
         for name in [name for name in tried if name not in done]:
-            row = run_search(replace(plain, **tried[name]), loaders, unseen, asked.repeats)
+            row = run_search(replace(plain, **tried[name]), loaders, unseen, asked)
             yield {"name": name, "fold": fold, **row}
         if asked.ladder and LADDER_NAME not in done:
-            row = run_ladder(plain, loaders, unseen, asked.repeats)
+            row = run_ladder(plain, loaders, unseen, asked)
             yield {"name": LADDER_NAME, "fold": fold, **row}
         if asked.resnet_epochs and "ResNet-18" not in done:
             row = run_resnet(plain, loaders, unseen, asked.resnet_epochs)
@@ -230,21 +238,19 @@ def already_done(path: Path | None, asked: dict[str, Any]) -> list[dict[str, Any
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The table: means over folds with standard errors, and the gain over greedy on the same folds."""
-    told = "accuracy         trained again    over greedy       log-loss  parameters  image-epochs  seconds"
-    print(f"{'':30} {told}")
+    print("| | folds | accuracy | trained again | over greedy | log-loss | over greedy |", end="")
+    print(" parameters | image-epochs | seconds |\n|" + "---|" * 10)
     greedy = {row["fold"]: row for row in rows if row["name"] == "greedy"}
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
-        gains = [of(row, "again_acc") - of(greedy.get(row["fold"], {}), "again_acc") for row in own]
-        found = [told_mean([of(row, key) for row in own]) for key in ("test_acc", "again_acc")]
-        loss, params, epochs, seconds = (
-            np.mean([of(row, key) for row in own])
-            for key in ("again_loss", "params", "image_epochs", "seconds")
-        )
-        print(
-            f"{name:30} {found[0]}  {found[1]}  {told_mean(gains, '+')}  {loss:8.3f}"
-            f"{params:12,.0f}{epochs:14,.0f}{seconds:9.0f}"
-        )
+        beside = [greedy.get(row["fold"], {}) for row in own]
+        cells = [name, str(len(own)), told_mean([of(row, "test_acc") for row in own])]
+        for key in ("again_acc", "again_loss"):
+            gains = [of(row, key) - of(other, key) for row, other in zip(own, beside, strict=True)]
+            cells += [told_mean([of(row, key) for row in own]), told_mean(gains, "+")]
+        for key in ("params", "image_epochs", "seconds"):
+            cells.append(f"{np.mean([of(row, key) for row in own]):,.0f}")
+        print(f"| {' | '.join(cells)} |")
 
 
 def of(row: dict[str, Any], key: str) -> float:
@@ -253,8 +259,10 @@ def of(row: dict[str, Any], key: str) -> float:
 
 
 def told_mean(values: list[float], sign: str = "") -> str:
-    """A mean and its standard error."""
-    return f"{np.mean(values):{sign}.3f} +- {error_of(values):.3f}"
+    """A mean and its standard error, a dash where there is none."""
+    mean, error = np.mean(values), error_of(values)
+    beside = "" if np.isnan(error) else f" ± {error:.3f}"
+    return "-" if np.isnan(mean) else f"{mean:{sign}.3f}{beside}"
 
 
 def error_of(values: list[float]) -> float:
