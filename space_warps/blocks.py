@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core import InputError
+from .core import InputError, as_floats
 from .norm import pooled_norm
 
 # %% ../nbs/10a_blocks.ipynb #6679e9c3
@@ -43,6 +43,7 @@ class BlockSpec:
     squeeze: bool = False  # Whether each channel is weighed by what all of them show
 
     def __post_init__(self) -> None:
+        as_floats(self)
         if self.k < 1:
             raise InputError(f"k is a number of channels, at least 1; got {self.k}")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'Record', 'LEFT_OUT', 'InputError', 'derive_seed', 'generator_at', 'seeded', 'deterministic',
            'choose_device', 'has_bfloat16', 'choose_precision', 'autocast', 'write_atomic', 'canonical_json',
-           'write_json', 'sha256_file', 'to_json', 'from_json', 'cache_folder']
+           'write_json', 'sha256_file', 'to_json', 'as_floats', 'from_json', 'cache_folder']
 
 # %% ../nbs/00_core.ipynb #502440f4
 import hashlib
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from cattrs import Converter, transform_error
@@ -203,6 +203,16 @@ def to_json(
 ) -> Any:  # JSON values
     "A record as JSON values."
     return _converter.unstructure(record)
+
+
+def as_floats(
+    record: Any,  # A dataclass, also a frozen one; it is changed
+) -> None:
+    "Make whole numbers floats where a field wants floats: 0 comes back as 0.0 from a file."
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if type(value) is int and float in (each.type, *get_args(each.type)):
+            object.__setattr__(record, each.name, float(value))
 
 
 def from_json(

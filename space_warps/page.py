@@ -19,7 +19,14 @@ from matplotlib.figure import Figure
 from .core import write_atomic
 from .history import SearchHistory
 from .metrics import in_digits
-from .report import BLUE, GREEN, ORANGE, describe, plot_accuracy_vs_depth
+from space_warps.report import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    describe,
+    plot_accuracy_vs_depth,
+    plot_pareto,
+)
 
 # %% ../nbs/32d_page.ipynb #592fb00f
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#666666")
@@ -135,16 +142,28 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _growth(summary: dict[str, Any]) -> str:
     rows = []
     for step in summary["steps"]:
-        for tried in (*step["candidates"], {"k": "control", **step["control"]}):
+        for tried in (*step["candidates"], step["control"]):
             said = tried["failed"] or f"{tried['val_accuracy']:.3f}"
             loss = "" if tried["failed"] else f"{tried['val_log_loss']:.3f}"
             epochs = f"{tried['epochs']} + {tried['inherited_epochs']}"
-            named = ", ".join(str(each) for each in (tried["k"], tried.get("start")) if each)
-            line = [step["depth"], named, said, loss, f"{tried['params']:,}", epochs]
-            rows.append([*line, _verdict(tried.get("against_control"))])
-        rows.append([step["depth"], step["decision"], step["reason"]])
-    head = ["depth", "k", "accuracy", "log-loss", "parameters", "epochs + inherited"]
+            line = [step["depth"], _name(tried), said, loss, f"{tried['params']:,}", epochs]
+            rows.append([*line, tried.get("dropped") or _verdict(tried.get("against_control"))])
+        reason, told = step["reason"], step["rank_correlation"]
+        if told is not None:
+            reason += f"; what was expected and what was found: rank correlation {told:+.2f}"
+        rows.append([step["depth"], step["decision"], reason])
+    head = ["depth", "block", "accuracy", "log-loss", "parameters", "epochs + inherited"]
     return _table([*head, "against the control (95% interval)"], rows)
+
+
+def _name(tried: dict[str, Any]) -> str:
+    "What a candidate put on top, how it came to be if it did not grow, where it started from."
+    if "kind" not in tried:
+        return "control"
+    morph = "" if tried["morph"] == "deepen" else tried["morph"]
+    return ", ".join(
+        each for each in (f"{tried['kind']} {tried['k']}", morph, tried.get("start")) if each
+    )
 
 
 def _verdict(test: dict[str, Any] | None) -> str:
@@ -262,6 +281,8 @@ def write_page(
         "<h2>How it grew</h2>",
         _drawing(plot_accuracy_vs_depth(history), "validation accuracy against depth"),
         _growth(summary),
+        "<h3>What accuracy costs</h3>",
+        _drawing(plot_pareto(history), "validation log-loss against parameters and operations"),
         "<h2>Trained in full</h2>",
         _finishing(summary["finish"]),
         "<h2>On test rows</h2>",

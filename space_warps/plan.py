@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core import LEFT_OUT, InputError
+from .core import LEFT_OUT, InputError, as_floats
 
 # %% ../nbs/13a_plan.ipynb #38540fbb
 SCHEDULES = ("one_cycle", "constant")
@@ -36,6 +36,7 @@ class TrainPlan:
     new_lr: float = field(default=1.0, metadata=LEFT_OUT)  # New weights begin so many times faster
 
     def __post_init__(self) -> None:
+        as_floats(self)
         if self.epochs < 1:
             raise InputError(f"epochs is at least 1; got {self.epochs}")
         if not (math.isfinite(self.lr) and self.lr > 0):

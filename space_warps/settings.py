@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import space_warps.families  # noqa: F401  the families are registered when it is imported
 from .blocks import ACTIVATIONS, POOLINGS, BlockSpec, registered_blocks
-from .core import InputError
+from .core import InputError, as_floats
 from .plan import SCHEDULES, SCOPES, TrainPlan
 
 # %% ../nbs/20a_settings.ipynb #0639cb30
@@ -91,6 +91,12 @@ class SearchConfig:
         for name in (*LISTS, "k_candidates", "rungs", "vary"):
             object.__setattr__(self, name, _as_tuples(getattr(self, name)))
         self._check_space()
+        as_floats(self)
+        varied = {
+            n: tuple(float(v) if n != "start" else v for v in values)
+            for n, values in self.varied.items()
+        }
+        object.__setattr__(self, "vary", varied or None)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(

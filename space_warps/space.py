@@ -155,7 +155,8 @@ def keys_of(
 ) -> set[str]:
     "The keys of everything that was trained."
     every = (outcome.candidate for step in history.steps for outcome in step.trained)
-    return {proposal_of(candidate, history.config).key for candidate in every}
+    begun = (each for each in every if each.rung == 0)  # later rungs go on from there
+    return {proposal_of(candidate, history.config).key for candidate in begun}
 
 
 def proposal_of(

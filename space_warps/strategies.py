@@ -114,14 +114,15 @@ def random(
     generator = np.random.default_rng(derive_seed(config.seed, len(history.steps) + 1, 0, 1))
     wanted = config.num_candidates or len(config.specs_at(2))
     found: dict[str, Proposal] = {}
+    others: dict[str, Proposal] = {}
     known = keys_of(history)
     for _ in range(100 * wanted):
         each = _draw(config, generator)
-        if each.key not in known and not refusal(config, history.empty, each.blocks):
-            found[each.key] = each
+        is_new = each.key not in known and not refusal(config, history.empty, each.blocks)
+        (found if is_new else others)[each.key] = each
         if len(found) == wanted:
             break
-    return possible(history, found.values() or [_draw(config, generator)])
+    return possible(history, (found or others).values())
 
 
 def _draw(config: SearchConfig, generator: np.random.Generator) -> Proposal:

@@ -89,6 +89,19 @@ class RunTree:
             raise InputError(f"no node {number}; there are 0 to {len(self.record.nodes) - 1}")
         return OpenNode(self, self.record.nodes[number])
 
+    def network(
+        self,
+        name: str,  # Of a candidate, as progressive_summary.json has it: step_02/candidate_00
+    ) -> ProgressiveModel:
+        "A network by its name, as the Pareto front has it; raises `InputError` if it was not kept."
+        if name not in self.record.answers:
+            kept = ", ".join(sorted(self.record.kept()))
+            raise InputError(
+                f"no candidate {name!r} in {self.folder}; networks were kept of {kept}"
+            )
+        outcome = self.record.answers[name].outcome
+        return stored_snapshot(self.folder, self.record, outcome).model().eval()
+
     def compare(
         self,
         first: int,  # Number of a node

@@ -10,7 +10,7 @@ from conftest import Tiny, grow
 
 from space_warps.budget import epochs_spent
 from space_warps.cli import main
-from space_warps.events import CandidateEnded, EpochEnded, Event
+from space_warps.events import CandidateEnded, EpochEnded, Event, StepEnded
 from space_warps.record import read_history
 from space_warps.runs import RunFolder
 
@@ -86,6 +86,21 @@ def test_a_beam_that_was_cut_off_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     cut_off(tiny, run, words, lambda event: isinstance(event, CandidateEnded), 8)
     go_on(run, whole)
     assert main(["replay", f"run.dir={run}", "step=2"]) == 0
+
+
+def test_whole_numbers_among_what_is_varied_are_the_same_after_a_cut(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    words = [
+        *WIDE,
+        "search.k_candidates=[4]",
+        "search.morphs=[deepen,swap]",
+        "search.num_candidates=0",
+        "search.vary={dropout:[0,0.2]}",
+    ]
+    whole, run = grow(tiny, tmp_path / "whole", *words), tmp_path / "cut"
+    cut_off(tiny, run, words, lambda event: isinstance(event, StepEnded), 1)
+    go_on(run, whole)
 
 
 def test_a_budget_is_kept(tiny: Tiny, tmp_path: Path) -> None:
