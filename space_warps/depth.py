@@ -17,6 +17,7 @@ from .history import Candidate, Outcome, SearchHistory, Step, best_outcome
 from .loaders import ValidationRows
 from .predictor import pnas  # noqa: F401  its strategy is registered
 from .runner import Grown
+from .settings import SearchConfig
 from .space import Proposal
 
 # %% ../nbs/23a_depth.ipynb #496164cc
@@ -28,19 +29,31 @@ def propose(
     known = tips[0].outcome
     recipe = known.candidate.recipe(history.config.varied) if known else {}
     control = Proposal(tips[0].snapshot.architecture.blocks, "none", recipe=recipe)
+    proposals = propose_within(history)
+    copied = [_is_copied(history.config, proposal) for proposal in proposals]
+    every = zip([control, *proposals], [any(copied), *copied], strict=True)
     return tuple(
-        _settle(history, proposal, tips[proposal.parent], place)
-        for place, proposal in enumerate([control, *propose_within(history)])
+        _settle(history, proposal, tips[proposal.parent], place, copies)
+        for place, (proposal, copies) in enumerate(every)
     )
 
 
-def _settle(history: SearchHistory, proposal: Proposal, parent: Grown, place: int) -> Candidate:
+def _is_copied(config: SearchConfig, proposal: Proposal) -> bool:
+    "Whether it starts from trained weights."
+    start = proposal.recipe.get("start")
+    wanted = start != "fresh" if start else config.copy_weights
+    return wanted and proposal.morph != "fresh"
+
+
+def _settle(
+    history: SearchHistory, proposal: Proposal, parent: Grown, place: int, copies: bool
+) -> Candidate:
     "How a proposal is trained; every seed follows from where it is."
     config, depth = history.config, len(history.steps) + 1
     is_control = place == 0
     start = proposal.recipe.get("start")
-    wanted = start != "fresh" if start else config.copy_weights
-    copies = is_control or (wanted and proposal.morph != "fresh")
+    if start and is_control:
+        start = "copy" if copies else "fresh"
     plan = config.plan(
         config.rungs[0] if config.rungs else config.epochs_per_eval,
         (depth - 1) * config.step_epochs,
@@ -61,7 +74,7 @@ def _settle(history: SearchHistory, proposal: Proposal, parent: Grown, place: in
         parent=proposal.parent,
         morph=proposal.morph,
         predicted=proposal.predicted,
-        start="copy" if start and is_control else start,
+        start=start,
     )
 
 # %% ../nbs/23a_depth.ipynb #04c57ac5
