@@ -7,12 +7,13 @@ __all__ = ['EXPANSION', 'convolve', 'Beside', 'residual_block', 'depthwise', 'se
            'inception_block']
 
 # %% ../nbs/10d_families.ipynb #1ac5a8db
+import functools
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import ACTIVATIONS, BlockSpec, last_layers, register_block
+from .blocks import ACTIVATIONS, Block, BlockSpec, last_layers, register_block
 from .core import InputError
 
 # %% ../nbs/10d_families.ipynb #a266a0e6
@@ -58,7 +59,7 @@ class Beside(nn.ModuleDict):
     ) -> Tensor:  # Likewise
         "Every branch on the same maps."
         given = [branch(maps) for branch in self.values()]
-        return torch.cat(given, 1) if self.join == "stack" else torch.stack(given).sum(0)
+        return torch.cat(given, 1) if self.join == "stack" else functools.reduce(torch.add, given)
 
 # %% ../nbs/10d_families.ipynb #5ea40e9e
 def _shortcut(in_channels: int, spec: BlockSpec) -> nn.Module:
@@ -77,7 +78,7 @@ def residual_block(
         convolve(in_channels, spec.k, spec.kernel_size, spec, stride=spec.stride),
         convolve(spec.k, spec.k, spec.kernel_size, spec, activate=False),
     )
-    return nn.Sequential(
+    return Block(
         OrderedDict(
             join=Beside("add", body=body, shortcut=_shortcut(in_channels, spec)),
             activation=ACTIVATIONS[spec.activation](),
@@ -101,7 +102,7 @@ def separable_block(
     spec: BlockSpec,  # What to build
 ) -> nn.Module:
     "Depthwise, then pointwise convolution."
-    return nn.Sequential(
+    return Block(
         OrderedDict(
             depthwise=depthwise(in_channels, spec),
             pointwise=convolve(in_channels, spec.k, 1, spec),
@@ -127,7 +128,7 @@ def inverted_residual_block(
     )
     if in_channels == spec.k and spec.stride == 1:
         body = Beside("add", body=body, shortcut=nn.Identity())
-    return nn.Sequential(OrderedDict(body=body, **last_layers(spec)))
+    return Block(OrderedDict(body=body, **last_layers(spec)))
 
 # %% ../nbs/10d_families.ipynb #0b4e773b
 @register_block("inception")
@@ -156,4 +157,4 @@ def inception_block(
             nn.MaxPool2d(3, stride, padding=1), convolve(in_channels, peak, 1, spec)
         ),
     )
-    return nn.Sequential(OrderedDict(views=views, **last_layers(spec)))
+    return Block(OrderedDict(views=views, **last_layers(spec)))
