@@ -1,23 +1,25 @@
 """Which strategy finds the better network at the same cost?
 
-Every strategy gets the same budget in epochs, its training in full included, and the same space of
-blocks (of up to 6 million multiply-adds an image; the fixed ladder has 4.3), and goes on until the
-budget is spent, however little it gains; what a candidate inherits was paid for when its parent was
-trained. Random search starts nothing from trained weights, so that it has no ways from scratch. Beside
-the strategies stand two fixed networks: a ladder of four blocks, trained once for the whole budget, and
-torchvision's ResNet-18 from scratch.
+No strategy may spend more than so many epochs, its training in full and the control of every step
+included. All have the same space of blocks, of up to 6 million multiply-adds an image of 75 pixels (the
+fixed ladder has 4.3), and go on, however little they gain, until no further step fits in; what a
+candidate inherits was paid for when its parent was trained. Random search starts nothing from trained
+weights, so that it has no ways from scratch. Epochs of a large network cost more than those of a small
+one, so the multiply-adds that the trainings took are told as well. Beside the strategies stand two
+fixed networks: a ladder of four blocks, trained once for the whole budget, and torchvision's ResNet-18
+from scratch, for fewer epochs, of which each costs many times as much.
 
 The catalogue is cut into five parts of whole objects. A search, with a seed of its own, sees two of
 them, of which a third of the objects is for validation: with fewer, all that a search compares is noise.
 It is tested on the other three. Two figures are kept: the accuracy of the network that the search hands
 over, and the mean accuracy of its blocks when they are trained again from scratch with other seeds.
 The second says how good a choice they were; one training differs from the next by more than most
-strategies do.
+strategies do. Folds share rows, so that standard errors over folds are rather too small.
 
 `--half "pnas, halving"` adds a line with half the budget, of which the training in full gets half as
-much. `--crop 48` cuts the middle out of every cutout, which costs as much less as it has fewer pixels.
-Lines that the file of `--json` has, by name and fold, are not run again: what was cut off goes on.
-`--quick` is one fold and a small budget.
+much. `--crop 48` cuts the middle out of every cutout, which costs as much less as it has fewer pixels;
+so does the limit. Lines that the file of `--json` has, by name and fold, are not run again: what was
+cut off goes on. `--quick` is one fold and a small budget.
 """
 
 import argparse
@@ -25,23 +27,25 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from bench_epoch import Loaders
 from grown import split_catalogue
 from PIL import Image
 from side_by_side import commit, machine
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from space_warps.augment import Augment
 from space_warps.blocks import BlockSpec
-from space_warps.budget import epochs_spent
-from space_warps.compare import compare_networks
-from space_warps.core import write_json
+from space_warps.calibrate import fit_temperature
+from space_warps.compare import ResNet18
+from space_warps.core import InputError, derive_seed, seeded, sha256_file, write_json
 from space_warps.dataset import Space_Galaxi
 from space_warps.history import Candidate, Outcome
 from space_warps.loaders import create_train_val_dataloaders
@@ -53,13 +57,14 @@ from space_warps.runner import LocalRunner
 from space_warps.search import search
 from space_warps.settings import SearchConfig
 from space_warps.simulate import simulate
-from space_warps.train import evaluate
+from space_warps.strategies import registered_strategies
+from space_warps.train import evaluate, train
 
-SPACE = {
+SPACE: dict[str, Any] = {
     "families": ("conv", "residual", "separable", "inception"),
     "num_candidates": 9,
     "morphs": ("deepen", "widen", "swap"),
-    "max_macs": 6_000_000,
+    "max_macs": 6_000_000,  # Of 75 pixels
     "max_steps": 100,
     "patience": 100,
 }
@@ -78,21 +83,32 @@ LADDER = (BlockSpec(8, kernel_size=5, pool=3), BlockSpec(16), BlockSpec(32), Blo
 def variants(strategies: list[str], ways: list[str]) -> dict[str, dict[str, Any]]:
     """Name -> settings that differ."""
     return {
-        f"{strategy}{', ' if way else ''}{way}": {**SPACE, "strategy": strategy, **WAYS[way]}
+        f"{strategy}{', ' if way else ''}{way}": {"strategy": strategy, **WAYS[way]}
         for strategy in strategies
         for way in ways
         if strategy != "random" or "from scratch" not in way
     }
 
 
-def measured(model: Any, unseen: Space_Galaxi) -> dict[str, float]:
+def measured(
+    model: torch.nn.Module, unseen: Space_Galaxi, temperature: float = 1.0
+) -> dict[str, float]:
     """Figures of a network on objects it has never seen."""
     said = evaluate(model, DataLoader(unseen, 256))
-    answers = Answers(
-        said.scores.numpy(), said.labels.numpy(), unseen.catalogue.groups, unseen.classes
-    )
-    found = figures_of(answers)
-    return {"test_acc": found["accuracy"], "test_loss": said.loss}
+    scores = said.scores.numpy() / temperature
+    groups = unseen.catalogue.groups
+    found = figures_of(Answers(scores, said.labels.numpy(), groups, unseen.classes))
+    return {"test_acc": found["accuracy"], "test_loss": found["log_loss"]}
+
+
+def cost_of(outcomes: Iterable[Outcome], num_train: int) -> dict[str, float]:
+    """What trainings took: passes over an image, and multiply-adds of these, in units of 10^12."""
+    told = [(o.candidate.plan.epochs, o.num_macs) for o in outcomes]
+    macs = sum(epochs * macs for epochs, macs in told)
+    return {
+        "image_epochs": num_train * sum(epochs for epochs, _ in told),
+        "tera_macs": round(num_train * macs / 1e12, 3),
+    }
 
 
 def train_blocks(
@@ -113,7 +129,7 @@ def trained_again(
     asked: argparse.Namespace,
 ) -> dict[str, Any]:
     """How good these blocks are, apart from the luck of one training; charged to nobody."""
-    seeds = range(config.seed + 1000, config.seed + 1000 + asked.repeats)
+    seeds = [derive_seed(config.seed, 1000 + n) for n in range(asked.repeats)]
     plans = [config.plan(asked.finish_epochs, 1000 * n, seed) for n, seed in enumerate(seeds, 1)]
     found = [measured(train_blocks(blocks, plan, runner)[0], unseen) for plan in plans]
     means = {key: float(np.mean([f[key] for f in found])) for key in found[0]} if found else {}
@@ -129,13 +145,15 @@ def run_search(
     model, history = search(config, runner)
     seconds = time.monotonic() - began
     told = [rank_correlation(step) for step in history.steps]
+    finish = history.finish.outcomes if history.finish else ()
+    trained = [*(outcome for step in history.steps for outcome in step.trained), *finish]
     return {
         **measured(model, unseen),
         **trained_again(model.architecture.blocks, config, runner, unseen, asked),
         "params": model.num_params,
         "macs": history.final.num_macs if history.final else 0,
         "blocks": [f"{spec.kind} {spec.k}" for spec in model.architecture.blocks],
-        "image_epochs": history.num_train * epochs_spent(history),
+        **cost_of(trained, history.num_train),
         "seconds": round(seconds, 1),
         "steps": [step.decision.kind for step in history.steps],
         "rank_correlations": [None if each is None else round(each, 2) for each in told],
@@ -147,9 +165,9 @@ def run_ladder(
     config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, asked: argparse.Namespace
 ) -> dict[str, Any]:
     """The fixed ladder, trained once for the whole budget."""
-    began, epochs = time.monotonic(), int(str(config.budget).removesuffix("epochs"))
+    began = time.monotonic()
     runner = LocalRunner(*loaders, seed=config.seed)
-    model, outcome = train_blocks(LADDER, config.plan(epochs, 0, config.seed), runner)
+    model, outcome = train_blocks(LADDER, config.plan(asked.budget, 0, config.seed), runner)
     return {
         **measured(model, unseen),
         "seconds": round(time.monotonic() - began, 1),
@@ -157,27 +175,33 @@ def run_ladder(
         "params": outcome.num_params,
         "macs": outcome.num_macs,
         "blocks": [f"{spec.kind} {spec.k}" for spec in LADDER],
-        "image_epochs": runner.num_train * epochs,
+        **cost_of([outcome], runner.num_train),
     }
 
 
 def run_resnet(
     config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, epochs: int
 ) -> dict[str, Any]:
-    """ResNet-18 from scratch; an epoch of it costs many times as much."""
+    """ResNet-18 from scratch, asked and cooled as the grown networks are."""
+    began = time.monotonic()
     runner = LocalRunner(*loaders, seed=config.seed)
-    architecture = replace(runner.empty.architecture, blocks=LADDER)
-    plan = config.plan(1, 0, config.seed)
-    found = compare_networks(architecture, loaders, unseen, plan, resnet_epochs=epochs)
-    resnet = next((row for row in found if row.name == "ResNet-18"), None)
-    if resnet is None:
-        raise SystemExit("ResNet-18 could not be trained; --resnet-epochs 0 leaves it out")
+    with seeded(config.seed):
+        model = ResNet18(runner.empty.architecture)
+    trained = train(model, *loaders, config.plan(epochs, 0, config.seed), device=runner.device)
+    model.load_state_dict(trained.weights)
+    seconds = round(time.monotonic() - began, 1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        images, features, _ = next(iter(loaders[1]))
+        model.train()(images[:2], features[:2])
+    macs = counter.get_total_flops() // 4  # two images, and a multiply-add is two operations
+    said = evaluate(model.eval(), loaders[1], runner.device)
     return {
-        "test_acc": resnet.accuracy,
-        "test_loss": resnet.log_loss,
-        "params": resnet.num_params,
+        **measured(model, unseen, fit_temperature(said.scores.numpy(), said.labels.numpy())),
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs": macs,
         "image_epochs": runner.num_train * epochs,
-        "seconds": round(resnet.seconds, 1),
+        "tera_macs": round(runner.num_train * epochs * macs / 1e12, 3),
+        "seconds": seconds,
     }
 
 
@@ -193,12 +217,15 @@ def lines_of_fold(
         unseen = Space_Galaxi(
             tested, folder / "images", features=asked.features, classes=data.classes
         )
-        common = {"seed": fold, "budget": asked.budget, "finish_epochs": asked.finish_epochs}
-        plain = SearchConfig(**common)
-        half = {
-            "budget": f"{int(asked.budget.removesuffix('epochs')) // 2}epochs",
-            "finish_epochs": asked.finish_epochs // 2,
-        }
+        side = unseen.image_shape[1]
+        limit = round(SPACE["max_macs"] * (side / 75) ** 2)
+        plain = SearchConfig(
+            **{**SPACE, "max_macs": limit},
+            seed=fold,
+            budget=f"{asked.budget}epochs",
+            finish_epochs=asked.finish_epochs,
+        )
+        half = {"budget": f"{asked.budget // 2}epochs", "finish_epochs": asked.finish_epochs // 2}
         tried = variants(asked.strategies, asked.ways)
         halves = variants(list(STRATEGIES), list(WAYS))
         tried |= {f"{name}, half": {**halves[name], **half} for name in asked.half}
@@ -230,7 +257,7 @@ def already_done(path: Path | None, asked: dict[str, Any]) -> list[dict[str, Any
     if path is None or not path.exists():
         return []
     found: dict[str, Any] = json.loads(path.read_text())
-    if found["asked"] != asked:
+    if found["asked"] != json.loads(json.dumps(asked)):
         raise SystemExit(f"{path} was begun with {found['asked']}, not {asked}; name another file")
     rows: list[dict[str, Any]] = found["rows"]
     return rows
@@ -239,7 +266,7 @@ def already_done(path: Path | None, asked: dict[str, Any]) -> list[dict[str, Any
 def show(rows: list[dict[str, Any]]) -> None:
     """The table: means over folds with standard errors, and the gain over greedy on the same folds."""
     print("| | folds | accuracy | trained again | over greedy | log-loss | over greedy |", end="")
-    print(" parameters | image-epochs | seconds |\n|" + "---|" * 10)
+    print(" parameters | image-epochs | multiply-adds / 10^12 | seconds |\n|" + "---|" * 11)
     greedy = {row["fold"]: row for row in rows if row["name"] == "greedy"}
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
@@ -248,8 +275,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         for key in ("again_acc", "again_loss"):
             gains = [of(row, key) - of(other, key) for row, other in zip(own, beside, strict=True)]
             cells += [told_mean([of(row, key) for row in own]), told_mean(gains, "+")]
-        for key in ("params", "image_epochs", "seconds"):
-            cells.append(f"{np.mean([of(row, key) for row in own]):,.0f}")
+        for key in ("params", "image_epochs", "tera_macs", "seconds"):
+            cells.append(f"{np.mean([of(row, key) for row in own]):,.{int(key == 'tera_macs')}f}")
         print(f"| {' | '.join(cells)} |")
 
 
@@ -277,13 +304,21 @@ def main() -> None:
     parser.add_argument("--simulate", type=int, default=0, help="rows of a simulated sky instead")
     parser.add_argument("--features", nargs="*", default=[], help="columns, none by default")
     parser.add_argument("--folds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES))
+    parser.add_argument(
+        "--strategies", nargs="*", default=list(STRATEGIES), choices=registered_strategies()
+    )
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--half", nargs="*", default=[], help="lines for half the budget, too")
-    parser.add_argument("--budget", default="160epochs", help="for each search, in epochs")
+    parser.add_argument(
+        "--half",
+        nargs="*",
+        default=[],
+        choices=list(variants(list(STRATEGIES), list(WAYS))),
+        help="lines for half the budget, too",
+    )
+    parser.add_argument("--budget", type=int, default=160, help="of each search, in epochs")
     parser.add_argument("--finish-epochs", type=int, default=20)
     parser.add_argument("--num-seen", type=int, default=2, help="of five parts, by a search")
-    parser.add_argument("--resnet-epochs", type=int, default=20, help="0 leaves it out")
+    parser.add_argument("--resnet-epochs", type=int, default=40, help="0 leaves it out")
     parser.add_argument("--crop", type=int, default=0, help="pixels of the middle; 0 takes all")
     parser.add_argument("--repeats", type=int, default=3, help="trainings of what was found")
     parser.add_argument("--no-ladder", dest="ladder", action="store_false", help="leave it out")
@@ -292,27 +327,31 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.quick:
         asked.folds, asked.ways = asked.folds[:1], ["", "halving"]
-        asked.budget, asked.finish_epochs, asked.resnet_epochs = "80epochs", 10, 2
-    told = ("simulate", "features", "num_seen", "budget", "finish_epochs", "crop", "repeats")
-    settings = {name: getattr(asked, name) for name in told}
-    rows = already_done(asked.json, settings)
+        asked.budget, asked.finish_epochs, asked.resnet_epochs = 80, 10, 4
     with tempfile.TemporaryDirectory() as place:
         folder = asked.catalogue
         if asked.simulate or folder is None:
             folder = Path(place) / "sky"
             simulate(folder, num_rows=asked.simulate or 4000, num_test_rows=0, progress=False)
+        told = ("features", "num_seen", "budget", "finish_epochs", "crop", "repeats")
+        settings: dict[str, Any] = {name: getattr(asked, name) for name in told}
+        settings |= {"catalogue": sha256_file(folder / "annotations.csv"), "space": SPACE}
+        rows = already_done(asked.json, settings)
         if asked.crop:
             folder = cropped(folder, asked.crop, Path(place) / "cropped")
         for fold in asked.folds:
             done = {row["name"] for row in rows if row["fold"] == fold}
             for row in lines_of_fold(folder, fold, asked, done):
-                rows.append(row)
+                rows.append({**row, "commit": commit()})
                 print(json.dumps(row), flush=True)
                 if asked.json:
-                    about = {"machine": machine(), "commit": commit(), "asked": settings}
+                    about = {"machine": machine(), "asked": settings}
                     write_json(asked.json, {**about, "rows": rows})
     show(rows)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        raise SystemExit(str(error)) from error
