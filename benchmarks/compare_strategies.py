@@ -185,15 +185,19 @@ def run_resnet(
     """ResNet-18 from scratch, asked and cooled as the grown networks are."""
     began = time.monotonic()
     runner = LocalRunner(*loaders, seed=config.seed)
+    architecture = runner.empty.architecture
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        images, features = (
+            torch.zeros(2, *architecture.image_shape),
+            torch.zeros(2, len(architecture.feature_names)),
+        )
+        ResNet18(architecture).train()(images, features)
+    macs = counter.get_total_flops() // 4  # two images; a multiply-add is two operations
     with seeded(config.seed):
-        model = ResNet18(runner.empty.architecture)
+        model = ResNet18(architecture)
     trained = train(model, *loaders, config.plan(epochs, 0, config.seed), device=runner.device)
     model.load_state_dict(trained.weights)
     seconds = round(time.monotonic() - began, 1)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        images, features, _ = next(iter(loaders[1]))
-        model.train()(images[:2], features[:2])
-    macs = counter.get_total_flops() // 4  # two images, and a multiply-add is two operations
     said = evaluate(model.eval(), loaders[1], runner.device)
     return {
         **measured(model, unseen, fit_temperature(said.scores.numpy(), said.labels.numpy())),
