@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from .blocks import BlockSpec
-from .budget import describe_cost
+from .budget import describe_cost, describe_step_cost
 from space_warps.events import (
     CandidateEnded,
     CandidateStarted,
@@ -99,6 +99,7 @@ class ProgressBar:
         self.bars = bars
         self.num_val: int | None = None
         self.config: SearchConfig | None = None
+        self.most = 0  # Candidates that a step was said to have
         self.candidates: Any = None
         self.epochs: dict[str, Any] = {}  # By name of the candidate; several are trained at once
 
@@ -107,9 +108,7 @@ class ProgressBar:
         event: Event,  # What happens
     ) -> None:
         if isinstance(event, StepStarted):
-            if event.depth == 1 and self.config is not None:
-                cost = describe_cost(self.config, len(event.wave) - 1)
-                tqdm.write(cost, file=self.file)
+            self._tell_cost(event.depth, len(event.wave) - 1)
             self.candidates = self._bar(event.num_trainings, f"depth {event.depth}", "training")
         elif isinstance(event, CandidateStarted):
             candidate = event.candidate
@@ -135,6 +134,13 @@ class ProgressBar:
             self.close()
         elif isinstance(event, SearchStarted):
             self.num_val, self.config = event.num_val, event.config
+
+    def _tell_cost(self, depth: int, num_candidates: int) -> None:
+        "Before the first step, and before one that is larger than all before."
+        if self.config is not None and num_candidates > self.most:
+            says = describe_cost if depth == 1 else describe_step_cost
+            tqdm.write(says(self.config, num_candidates), file=self.file)
+            self.most = num_candidates
 
     def _bar(self, total: int, said: str, unit: str) -> Any:
         return tqdm(

@@ -60,7 +60,7 @@ class SearchConfig:
     train_scope: str = "all"  # What a step trains: all, or block: the new one, projector and head
     warm_start: str = "parallel"  # All from the parent; chained: from the best so far at this depth
     families: Any = ("conv",)  # Families of blocks to try
-    kernel_sizes: Any = (3,)  # Sides of kernels to try, in pixels
+    kernel_sizes: Any = (3,)  # Sides of kernels to try, in pixels, from the second block on
     poolings: Any = ("max",)  # Ways to halve the maps to try: max, avg, stride; none keeps them
     activations: Any = ("relu",)  # Activations to try
     squeezes: Any = (False,)  # Whether channels are weighed; both are tried with [false, true]
@@ -70,13 +70,17 @@ class SearchConfig:
     first_pool: int = 3  # The first block divides width and height by it, the others by 2
     dropout: float = 0.0  # Probability that a channel is left out of a training step
     strategy: str = "greedy"  # Who proposes candidates: greedy, random, beam, pnas
-    num_candidates: int = 0  # Largest number of candidates of a step; 0 is all that there are
+    num_candidates: int = (
+        0  # Of a step, at most; 0: all there are, for pnas 8, for random as widths
+    )
     beam_width: int = 3  # Networks that the next step of beam and pnas builds on
     explore: float = 0.25  # Share of the candidates of pnas that are drawn at random
     rungs: Any = ()  # Epochs after which the worse two thirds are dropped, as [2, 6, 18]
     max_params: int | None = None  # Candidates with more parameters are not trained
     max_macs: int | None = None  # Nor those with more multiply-adds for an image
-    max_latency_ms: float | None = None  # Nor those that take longer for an image here
+    max_latency_ms: float | None = (
+        None  # Nor those that take longer here for an image, seen one way
+    )
     budget: str | None = None  # For all trainings on one way, as 20min, 90s, 2h, or 300epochs
     compare: str = "loss"  # A depth pays if it lowers the log-loss; accuracy: if it raises that
     choose: str = "best"  # Of those that pay; compact: the smallest that is as good as the best
@@ -284,6 +288,9 @@ def check_varied(
     given = vary if isinstance(vary, dict) else {}
     if unknown := [start for start in given.get("start", ()) if start not in STARTS]:
         raise InputError(f"a start is one of {', '.join(STARTS)}; got {unknown[0]!r}")
+    for name, values in given.items():
+        if len(set(values)) < len(values):
+            raise InputError(f"vary names different values for {name}; got {values!r}")
     numbers = [(name, value) for name in given if name != "start" for value in given[name]]
     for name, value in numbers:
         whole = isinstance(value, int | float) and not isinstance(value, bool)

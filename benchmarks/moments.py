@@ -1,0 +1,106 @@
+"""Should a candidate inherit the moments of AdamW with its parent's weights?
+
+A network of one block is trained for the epochs of a step, with one cycle of the learning rate. Then it
+goes on for another step, in two ways: as it is, which is what a control or a candidate of a further rung
+does, and with a second block. Each of them begins with empty moments, as a search does it, and with those
+that its parent's training left, wherever a weight is the parent's. A row is the gain in validation
+log-loss from keeping them, for a seed, which settles split, weights and order.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import space_warps.train as training
+from space_warps.augment import Augment
+from space_warps.blocks import BlockSpec
+from space_warps.history import Candidate
+from space_warps.loaders import create_train_val_dataloaders
+from space_warps.runner import LocalRunner, first_weights
+from space_warps.settings import SearchConfig
+from space_warps.snapshot import Snapshot, take_snapshot
+
+Moments = dict[str, dict[str, torch.Tensor]]
+
+
+@contextmanager
+def inheriting(moments: Moments) -> Iterator[Moments]:
+    """Within the block optimizers begin with these moments; those of the last one are filled in."""
+    left: Moments = {}
+    plain, made = training.build_optimizer, []
+
+    def build(model: torch.nn.Module, *args: Any, **options: Any) -> torch.optim.Optimizer:
+        optimizer = plain(model, *args, **options)
+        for name, weight in model.named_parameters():
+            known = moments.get(name, {})
+            if known and known["exp_avg"].shape == weight.shape:
+                optimizer.state[weight] = {key: value.clone() for key, value in known.items()}
+        made.append((optimizer, model))
+        return optimizer
+
+    training.build_optimizer = build
+    try:
+        yield left
+    finally:
+        training.build_optimizer = plain
+    optimizer, model = made[-1]
+    left |= {name: optimizer.state[weight] for name, weight in model.named_parameters()}
+
+
+def gains(folder: Path, features: list[str], seed: int, config: SearchConfig) -> dict[str, float]:
+    """What keeping the moments takes off the validation log-loss, as it is and with a block more."""
+    loaders = create_train_val_dataloaders(
+        folder / "annotations.csv",
+        folder / "images",
+        Augment(),
+        features=features,
+        train_ratio=0.7,
+        seed=seed,
+    )
+    empty = LocalRunner(*loaders, device="cpu", seed=seed).empty
+    first = BlockSpec(16, kernel_size=5, pool=3)
+
+    def fit(blocks: tuple[BlockSpec, ...], start: Snapshot, moments: Moments) -> tuple[Any, ...]:
+        """Train from there; the network, its log-loss, and the moments that are left."""
+        epochs, depth = config.epochs_per_eval, 1 + bool(start.architecture.blocks)
+        plan = config.plan(epochs, (depth - 1) * epochs, seed + depth)
+        model = first_weights(Candidate(depth, 0, blocks, plan, depth > 1, 0.0), start)
+        with inheriting(moments) as left:
+            done = training.train(model, *loaders, plan)
+        model.load_state_dict(done.weights)
+        return take_snapshot(model), done.best.val_loss, left
+
+    parent, _, left = fit((first,), empty, {})
+    found = {}
+    for said, blocks in (("as it is", (first,)), ("a block more", (first, BlockSpec(32)))):
+        without, kept = (fit(blocks, parent, moments)[1] for moments in ({}, left))
+        found[said] = without - kept
+    return found
+
+
+def main() -> None:
+    """Read the arguments, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("catalogue", type=Path, help="folder with annotations.csv and images")
+    parser.add_argument("--features", nargs="*", default=[], help="columns, none by default")
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(range(8)))
+    parser.add_argument("--epochs", type=int, default=SearchConfig.epochs_per_eval)
+    asked = parser.parse_args()
+    config = SearchConfig(epochs_per_eval=asked.epochs)
+    rows = []
+    for seed in asked.seeds:
+        rows.append(gains(asked.catalogue, asked.features, seed, config))
+        print(seed, *(f"{said}: {gain:+.4f}" for said, gain in rows[-1].items()), flush=True)
+    for said in rows[0]:
+        values = np.array([row[said] for row in rows])
+        error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+        print(f"{said}: {values.mean():+.4f} +- {error:.4f}")
+
+
+if __name__ == "__main__":
+    main()
