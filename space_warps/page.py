@@ -162,7 +162,7 @@ def _name(tried: dict[str, Any]) -> str:
         return "control"
     morph = "" if tried["morph"] == "deepen" else tried["morph"]
     return ", ".join(
-        each for each in (f"{tried['kind']} {tried['k']}", morph, tried.get("start")) if each
+        each for each in (f"{tried['kind']}\xa0{tried['k']}", morph, tried.get("start")) if each
     )
 
 
