@@ -70,17 +70,13 @@ class SearchConfig:
     first_pool: int = 3  # The first block divides width and height by it, the others by 2
     dropout: float = 0.0  # Probability that a channel is left out of a training step
     strategy: str = "greedy"  # Who proposes candidates: greedy, random, beam, pnas
-    num_candidates: int = (
-        0  # Of a step, at most; 0: all there are, for pnas 8, for random as widths
-    )
+    num_candidates: int = 0  # Of a step, at most; 0: all, for pnas 8, for random as widths
     beam_width: int = 3  # Networks that the next step of beam and pnas builds on
     explore: float = 0.25  # Share of the candidates of pnas that are drawn at random
     rungs: Any = ()  # Epochs after which the worse two thirds are dropped, as [2, 6, 18]
     max_params: int | None = None  # Candidates with more parameters are not trained
     max_macs: int | None = None  # Nor those with more multiply-adds for an image
-    max_latency_ms: float | None = (
-        None  # Nor those that take longer here for an image, seen one way
-    )
+    max_latency_ms: float | None = None  # Nor those slower than that here, an image seen one way
     budget: str | None = None  # For all trainings on one way, as 20min, 90s, 2h, or 300epochs
     compare: str = "loss"  # A depth pays if it lowers the log-loss; accuracy: if it raises that
     choose: str = "best"  # Of those that pay; compact: the smallest that is as good as the best
