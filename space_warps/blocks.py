@@ -109,9 +109,16 @@ class Block(nn.Sequential):
     ) -> torch.Tensor:  # [batch, k, height // pool, width // pool]
         "The layers in turn, or the maximum before what does not change it."
         *before, last = self
-        if isinstance(last, nn.MaxPool2d) and isinstance(size := last.kernel_size, int):
+        if isinstance(last, nn.MaxPool2d) and (size := _side(last)):
             return pooled(before, maps, size)
         return super().forward(maps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _side(pool: nn.MaxPool2d) -> int:  # 0 where windows overlap, or reach beyond the map
+    "Width and height of the windows, side by side."
+    size = pool.kernel_size
+    asked = (pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices)
+    return size if isinstance(size, int) and asked == (size, 0, 1, False, False) else 0
 
 
 def last_layers(

@@ -107,7 +107,8 @@ def why_dropped(
     compare: str = "loss",  # By loss or by accuracy
 ) -> dict[int, str]:  # By index of the candidate
     "In words, for each candidate that was not trained to the last rung."
-    last = max(outcome.candidate.rung for outcome in step.outcomes)
+    done = (outcome for outcome in step.outcomes if outcome.failed is None)
+    last = max((outcome.candidate.rung for outcome in done), default=0)
     found = {}
     for outcome in step.outcomes:
         candidate = outcome.candidate
@@ -121,7 +122,7 @@ def why_dropped(
                 if o.candidate.index == candidate.index and o.candidate.role == "candidate"
             )
             found[candidate.index] = (
-                f"dropped after {epochs} epochs: {quality(outcome, compare)}, "
+                f"dropped after {epochs} epoch{'s'[: epochs != 1]}: {quality(outcome, compare)}, "
                 f"place {place} of {len(rivals)}"
             )
     return found

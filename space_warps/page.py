@@ -161,9 +161,8 @@ def _name(tried: dict[str, Any]) -> str:
     if "kind" not in tried:
         return "control"
     morph = "" if tried["morph"] == "deepen" else tried["morph"]
-    return ", ".join(
-        each for each in (f"{tried['kind']}\xa0{tried['k']}", morph, tried.get("start")) if each
-    )
+    blocks = " + ".join(f"{b['kind']}\xa0{b['k']}" for b in tried.get("blocks", [tried]))
+    return ", ".join(each for each in (blocks, morph, tried.get("start")) if each)
 
 
 def _verdict(test: dict[str, Any] | None) -> str:

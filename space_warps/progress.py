@@ -23,6 +23,7 @@ from space_warps.events import (
     SearchStarted,
     StepEnded,
     StepStarted,
+    Turned,
 )
 from .history import Candidate, Finish, Outcome, Role, Step, accuracy_interval
 from .settings import SearchConfig
@@ -38,8 +39,9 @@ def describe_block(
 def describe_candidate(
     candidate: Candidate,  # One that adds or changes a block
 ) -> str:
-    "Its block, and where it started from if that was varied."
-    block = describe_block(candidate.blocks[-1])
+    "Its block, or all if it was drawn as a whole; and where it started from if that was varied."
+    blocks = candidate.blocks if candidate.morph == "fresh" else candidate.blocks[-1:]
+    block = " + ".join(map(describe_block, blocks))
     return f"{block}, {candidate.start}" if candidate.start else block
 
 
@@ -134,9 +136,11 @@ class ProgressBar:
             self.close()
         elif isinstance(event, SearchStarted):
             self.num_val, self.config = event.num_val, event.config
+        elif isinstance(event, Turned):
+            self.config, self.most = event.config, 0
 
     def _tell_cost(self, depth: int, num_candidates: int) -> None:
-        "Before the first step, and before one that is larger than all before."
+        "Before the first step of a way, and before one that is larger than all before."
         if self.config is not None and num_candidates > self.most:
             says = describe_cost if depth == 1 else describe_step_cost
             tqdm.write(says(self.config, num_candidates), file=self.file)

@@ -88,13 +88,21 @@ def time_front(
 
 
 def _point(outcome: Outcome, latency_ms: float | None) -> dict[str, Any]:
-    blocks = outcome.candidate.blocks
     return {
         "name": outcome.candidate.name,
-        "blocks": [{"kind": spec.kind, "k": spec.k} for spec in blocks],
+        "blocks": _blocks_of(outcome),
         "latency_ms": latency_ms,
         **_training(outcome),
     }
+
+
+def _blocks_of(outcome: Outcome) -> list[dict[str, Any]]:
+    return [{"kind": spec.kind, "k": spec.k} for spec in outcome.candidate.blocks]
+
+
+def _whole(outcome: Outcome) -> dict[str, Any]:
+    "All blocks of a network that has no parent to tell the others."
+    return {"blocks": _blocks_of(outcome)} if outcome.candidate.morph == "fresh" else {}
 
 
 def _layer(layer: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +149,7 @@ def _step(step: Step, compare: str) -> dict[str, Any]:
                 "k": outcome.candidate.blocks[-1].k,
                 "kind": outcome.candidate.blocks[-1].kind,
                 "morph": outcome.candidate.morph,
+                **_whole(outcome),
                 "parent": outcome.candidate.parent,
                 **_training(outcome),
                 **_epochs(step, outcome),
@@ -180,12 +189,19 @@ def plot_accuracy_vs_depth(
     "Accuracy with intervals and the control above, channels and parameters per depth below."
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    tried = [outcome.candidate for step in history.steps for outcome in step.outcomes]
+    is_depth = all(len(candidate.blocks) == candidate.depth for candidate in tried)
+    top, bottom = figure.subplots(2, 1, sharex=is_depth, height_ratios=[2, 1])
     _plot_accuracy(top, history)
-    _plot_size(bottom, history)
+    _plot_size(bottom, history, is_depth)
     bottom.set_xlabel("depth (blocks)")
-    bottom.set_xlim(0.5, max(1, len(history.steps)) + 0.5)
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    num_blocks = len(history.layers())
+    if not is_depth:  # a step may widen or swap a block, or draw a whole network
+        top.set_xlabel("step")
+        bottom.set_xlabel("block")
+    for axes, last in ((bottom, num_blocks), (top, len(history.steps))):
+        axes.set_xlim(0.5, max(1, last) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 
@@ -236,11 +252,15 @@ def _depth_and_accuracy(outcomes: Sequence[Outcome]) -> tuple[list[int], list[fl
     return [o.candidate.depth for o in outcomes], [o.val_acc for o in outcomes]
 
 
-def _plot_size(axes: Any, history: SearchHistory) -> None:
+def _plot_size(axes: Any, history: SearchHistory, is_depth: bool) -> None:
     layers = history.layers()
     depths = [layer["layer"] for layer in layers]
-    axes.bar(depths, [layer["k"] for layer in layers], width=0.5, color=BLUE, alpha=0.35)
+    bars = axes.bar(depths, [layer["k"] for layer in layers], width=0.5, color=BLUE, alpha=0.35)
     axes.set_ylabel("channels k", color=BLUE)
+    if not is_depth:
+        names = [layer["kind"].replace("_", "\n") for layer in layers]
+        axes.bar_label(bars, names, label_type="center", fontsize=8)
+        return
     beside = axes.twinx()
     sizes = [(o.candidate.depth, o.num_params) for o in history.accepted]
     if sizes:
@@ -322,7 +342,9 @@ def describe(
     if not summary["num_layers"]:
         return f"no block was accepted ({summary['stopped']})"
     low, high = summary["final_val_accuracy_interval_95"]
-    widths = ", ".join(str(layer["k"]) for layer in summary["architecture"])
+    blocks = summary["architecture"]
+    are_plain = all(layer["kind"] == "conv" for layer in blocks)
+    widths = ", ".join(str(b["k"]) if are_plain else f"{b['kind']} {b['k']}" for b in blocks)
     finish = summary["finish"]
     how = {"continued": ", trained in full", "scratch": ", trained in full from scratch"}
     trained = how.get(finish["kept"], "") if finish else ""

@@ -40,7 +40,7 @@ from .path import Past, Path, complete, reason_to_stop, train_or_recall, turn_ba
 from .runner import Grown, LocalRunner, Runner
 from .settings import SearchConfig, read_budget
 from .snapshot import weights_to_bytes
-from .space import refusal
+from .space import is_within, timed_on
 from .strategies import find_strategy
 from .train import Stopped
 
@@ -118,7 +118,8 @@ def search(
     resume: Past | None = None,  # What an earlier session left
 ) -> tuple[ProgressiveModel, SearchHistory]:  # The grown network, on the CPU, and its story
     "Grow a network block by block; raises `InputError` where not even one block fits."
-    path = _begin(config, runner, resume)
+    with timed_on(runner.device):
+        path = _begin(config, runner, resume)
     history, rows = path.history, runner.val_rows
     emit = tell(tuple(observers))
     train_wave = functools.partial(
@@ -128,21 +129,22 @@ def search(
     sha256 = hashlib.sha256(weights_to_bytes(runner.empty.weights)).hexdigest()
     numbers = history.num_train, history.num_val
     emit(SearchStarted(history.config, history.empty, *numbers, sha256, rows))
-    try:
-        path = complete(path, resume, train_wave)
-        while not (reason := reason_to_stop(path, time.monotonic() - began)):
-            if should_stop():
-                raise Stopped
-            branch = path.history.branch
-            path = grow(path, train_wave, rows, emit, steer, resume)
-            began = began if path.history.branch == branch else time.monotonic()
+    with timed_on(runner.device):
+        try:
             path = complete(path, resume, train_wave)
-        path = path.ended(path.history.failure or reason)
-        if _wants_finish(path):
-            path = train_in_full(path, train_wave, emit)
-        interrupted = False
-    except Stopped:
-        path, interrupted = path.ended(_where_stopped(path)), True
+            while not (reason := _reason(path, resume, time.monotonic() - began)):
+                if should_stop():
+                    raise Stopped
+                branch = path.history.branch
+                path = grow(path, train_wave, rows, emit, steer, resume)
+                began = began if path.history.branch == branch else time.monotonic()
+                path = complete(path, resume, train_wave)
+            path = path.ended(path.history.failure or reason)
+            if _wants_finish(path):
+                path = train_in_full(path, train_wave, emit)
+            interrupted = False
+        except Stopped:
+            path, interrupted = path.ended(_where_stopped(path)), True
     emit(SearchEnded(path.history, path.snapshot, interrupted))
     if failed := path.history.failure:
         raise InputError(f"{failed}; {path.history.steps[-1].decision.reason}")
@@ -166,7 +168,7 @@ def _begin(config: SearchConfig, runner: Runner, past: Past | None) -> Path:
             f"{now.empty.image_shape}, or of other classes or features; give it its own data"
         )
     find_strategy(history.config.strategy)
-    if not history.steps:
+    if not (history.steps or (past and past.wave)):
         propose_within(history)
     return Path(history, ((Grown(replace(empty, architecture=history.empty)),),))
 
@@ -181,11 +183,16 @@ def _typical_seconds(config: SearchConfig, runner: Runner) -> float:
         stacks = itertools.product(*(by_width.values() for by_width in widths))
         narrow_first = sorted(stacks, key=lambda stack: [spec.k for spec in stack])
         for order in (narrow_first, narrow_first[::-1]):
-            fitting = (blocks for blocks in order if not refusal(config, architecture, blocks))
+            fitting = (blocks for blocks in order if is_within(config, architecture, blocks))
             networks |= set(itertools.islice(fitting, 1))
     begun = SearchHistory(replace(config, budget=None), architecture, 0, 0)
     networks = networks or {proposal.blocks for proposal in propose_within(begun)}
     return sum(map(runner.seconds_per_epoch, sorted(networks, key=repr))) / len(networks)
+
+
+def _reason(path: Path, past: Past | None, seconds: float) -> str:
+    "Why not to go on; a step that was begun is ended."
+    return "" if past and past.wave else reason_to_stop(path, seconds)
 
 
 def _where_stopped(path: Path) -> str:

@@ -70,7 +70,7 @@ class SearchConfig:
     first_pool: int = 3  # The first block divides width and height by it, the others by 2
     dropout: float = 0.0  # Probability that a channel is left out of a training step
     strategy: str = "greedy"  # Who proposes candidates: greedy, random, beam, pnas
-    num_candidates: int = 0  # Of a step, at most; 0: all, for pnas 8, for random as widths
+    num_candidates: int = 0  # Of a step, at most; 0: all; of pnas 8, of random one per block
     beam_width: int = 3  # Networks that the next step of beam and pnas builds on
     explore: float = 0.25  # Share of the candidates of pnas that are drawn at random
     rungs: Any = ()  # Epochs after which the worse two thirds are dropped, as [2, 6, 18]
@@ -141,12 +141,13 @@ class SearchConfig:
                 there = ", ".join(map(str, known))
                 raise InputError(f"{what} {unknown[0]!r}; registered: {there}")
         check_rungs(self.rungs)
-        if self.warm_start == "chained" and (self.strategy != "greedy" or self.rungs):
+        is_plain = self.strategy == "greedy" and self.morphs == ("deepen",) and not self.rungs
+        if self.warm_start == "chained" and not is_plain:
             raise InputError(
                 "warm_start='chained' trains one candidate after the other, each from the best so "
-                "far; it goes with strategy='greedy' and without rungs"
+                "far; it goes with strategy='greedy' and morphs=['deepen'], and without rungs"
             )
-        check_varied(self.varied)
+        check_varied({} if self.vary is None else self.vary)
         counted = (
             "max_layers",
             "max_steps",
@@ -284,9 +285,6 @@ def check_varied(
     given = vary if isinstance(vary, dict) else {}
     if unknown := [start for start in given.get("start", ()) if start not in STARTS]:
         raise InputError(f"a start is one of {', '.join(STARTS)}; got {unknown[0]!r}")
-    for name, values in given.items():
-        if len(set(values)) < len(values):
-            raise InputError(f"vary names different values for {name}; got {values!r}")
     numbers = [(name, value) for name in given if name != "start" for value in given[name]]
     for name, value in numbers:
         whole = isinstance(value, int | float) and not isinstance(value, bool)
@@ -296,6 +294,9 @@ def check_varied(
             raise InputError(f"jitter is at least 0; got {value!r}")
         if name == "dropout" and not 0 <= value < 1:
             raise InputError(f"dropout is a probability in [0, 1); got {value!r}")
+    for name, values in given.items():
+        if len(set(values)) < len(values):
+            raise InputError(f"vary names different values for {name}; got {values!r}")
 
 
 def check_rungs(

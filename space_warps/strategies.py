@@ -15,7 +15,7 @@ import numpy as np
 from .core import InputError, derive_seed
 from .history import SearchHistory
 from .settings import BEAMS, SearchConfig, recipes
-from .space import Proposal, expand, keys_of, possible, refusal, settled
+from .space import Proposal, expand, is_within, keys_of, possible, settled
 
 # %% ../nbs/22e_strategies.ipynb #97f71305
 Strategy = Callable[[SearchHistory], list[Proposal]]
@@ -118,7 +118,7 @@ def random(
     known = keys_of(history)
     for _ in range(100 * wanted):
         each = _draw(config, generator)
-        is_new = each.key not in known and not refusal(config, history.empty, each.blocks)
+        is_new = each.key not in known and is_within(config, history.empty, each.blocks)
         (found if is_new else others)[each.key] = each
         if len(found) == wanted:
             break

@@ -216,9 +216,9 @@ def test_the_plain_rule_tries_the_lists_that_are_given(tiny: Tiny, tmp_path: Pat
 def test_the_plain_rule_refuses_what_it_cannot_chain(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for word in ("search.strategy=beam", "search.rungs=[1,2]"):
+    for word in ("search.strategy=beam", "search.rungs=[1,2]", "search.morphs=[deepen,swap]"):
         asked = [*WIDE, "search.plain=true", word]
         assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", *asked]) == 2
-        assert "it goes with strategy='greedy' and without rungs" in capsys.readouterr().err
+        assert "it goes with strategy='greedy' and morphs=" in capsys.readouterr().err
     freed = ["search.plain=true", "search.warm_start=parallel", "search.strategy=beam"]
     grow(tiny, tmp_path / "freed", *WIDE, *freed)
