@@ -19,7 +19,8 @@ strategies do. Folds share rows, so that standard errors over folds are rather t
 `--half "pnas, halving"` adds a line with half the budget, of which the training in full gets half as
 much. `--crop 48` cuts the middle out of every cutout, which costs as much less as it has fewer pixels;
 so does the limit. Lines that the file of `--json` has, by name and fold, are not run again: what was
-cut off goes on. `--quick` is one fold and a small budget.
+cut off goes on, and each line names its commit and its machine. `--quick` is one fold and a small
+budget.
 """
 
 import argparse
@@ -256,32 +257,46 @@ def cropped(folder: Path, side: int, into: Path) -> Path:
     return into
 
 
-def already_done(path: Path | None, asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of a file that was begun with the same settings; exits if they were others."""
+def already_done(path: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """What a file has that was begun with the same settings; exits if they were others."""
+    now: dict[str, Any] = json.loads(json.dumps(asked))
     if path is None or not path.exists():
-        return []
+        return {"asked": now, "machines": [], "rows": []}
     found: dict[str, Any] = json.loads(path.read_text())
-    if found["asked"] != json.loads(json.dumps(asked)):
-        raise SystemExit(f"{path} was begun with {found['asked']}, not {asked}; name another file")
-    rows: list[dict[str, Any]] = found["rows"]
-    return rows
+    there = found["asked"]
+    if other := [name for name in now if there.get(name) != now[name]]:
+        told = "; ".join(f"{name} {there.get(name)}, not {now[name]}" for name in other)
+        raise SystemExit(f"{path} was begun with {told}; name another file")
+    return found
+
+
+FIGURES = {
+    "test_acc": "accuracy as handed over",
+    "again_acc": "trained again",
+    "again_loss": "log-loss, trained again",
+}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table: means over folds with standard errors, and the gain over greedy on the same folds."""
-    print("| | folds | accuracy | trained again | over greedy | log-loss | over greedy |", end="")
-    print(" parameters | image-epochs | multiply-adds / 10^12 | seconds |\n|" + "---|" * 11)
+    """The table: means over folds with standard errors, and what each is above greedy, fold by fold."""
+    columns = [column for said in FIGURES.values() for column in (said, "above greedy")]
+    costs = ["parameters", "image-epochs", "multiply-adds / 10^12", "seconds"]
+    print(f"| | folds | {' | '.join([*columns, *costs])} |\n|" + "---|" * 12)
     greedy = {row["fold"]: row for row in rows if row["name"] == "greedy"}
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
-        beside = [greedy.get(row["fold"], {}) for row in own]
-        cells = [name, str(len(own)), told_mean([of(row, "test_acc") for row in own])]
-        for key in ("again_acc", "again_loss"):
-            gains = [of(row, key) - of(other, key) for row, other in zip(own, beside, strict=True)]
+        both = [(row, greedy[row["fold"]]) for row in own if row["fold"] in greedy]
+        cells = [name, str(len(own))]
+        for key in FIGURES:
+            gains = [of(row, key) - of(other, key) for row, other in both]
             cells += [told_mean([of(row, key) for row in own]), told_mean(gains, "+")]
+            cells[-1] += f" ({len(both)} folds)" if len(both) < len(own) else ""
         for key in ("params", "image_epochs", "tera_macs", "seconds"):
-            cells.append(f"{np.mean([of(row, key) for row in own]):,.{int(key == 'tera_macs')}f}")
+            mean = np.mean([of(row, key) for row in own])
+            cells.append(f"{mean:,.{2 if key == 'tera_macs' else 0}f}")
         print(f"| {' | '.join(cells)} |")
+    if len(commits := dict.fromkeys(row["commit"] for row in rows)) > 1:
+        print(f"\nLines of several commits: {', '.join(map(str, commits))}.")
 
 
 def of(row: dict[str, Any], key: str) -> float:
@@ -291,7 +306,7 @@ def of(row: dict[str, Any], key: str) -> float:
 
 def told_mean(values: list[float], sign: str = "") -> str:
     """A mean and its standard error, a dash where there is none."""
-    mean, error = np.mean(values), error_of(values)
+    mean, error = np.mean(values or [np.nan]), error_of(values)
     beside = "" if np.isnan(error) else f" ± {error:.3f}"
     return "-" if np.isnan(mean) else f"{mean:{sign}.3f}{beside}"
 
@@ -337,20 +352,29 @@ def main() -> None:
         if asked.simulate or folder is None:
             folder = Path(place) / "sky"
             simulate(folder, num_rows=asked.simulate or 4000, num_test_rows=0, progress=False)
-        told = ("features", "num_seen", "budget", "finish_epochs", "crop", "repeats")
+        told = (
+            "features",
+            "num_seen",
+            "budget",
+            "finish_epochs",
+            "resnet_epochs",
+            "crop",
+            "repeats",
+        )
         settings: dict[str, Any] = {name: getattr(asked, name) for name in told}
         settings |= {"catalogue": sha256_file(folder / "annotations.csv"), "space": SPACE}
-        rows = already_done(asked.json, settings)
+        found = already_done(asked.json, settings | {"train_ratio": TRAIN_RATIO, "ways": WAYS})
+        rows, machines, own = found["rows"], found["machines"], machine()
+        machines += [] if own in machines else [own]
         if asked.crop:
             folder = cropped(folder, asked.crop, Path(place) / "cropped")
         for fold in asked.folds:
             done = {row["name"] for row in rows if row["fold"] == fold}
             for row in lines_of_fold(folder, fold, asked, done):
-                rows.append({**row, "commit": commit()})
+                rows.append({**row, "commit": commit(), "machine": machines.index(own)})
                 print(json.dumps(row), flush=True)
                 if asked.json:
-                    about = {"machine": machine(), "asked": settings}
-                    write_json(asked.json, {**about, "rows": rows})
+                    write_json(asked.json, found)
     show(rows)
 
 

@@ -3,8 +3,9 @@
 A network of one block is trained for the epochs of a step, with one cycle of the learning rate. Then it
 goes on for another step, in two ways: as it is, which is what a control or a candidate of a further rung
 does, and with a second block. Each of them begins with empty moments, as a search does it, and with those
-that its parent's training left, wherever a weight is the parent's. A row is the gain in validation
-log-loss from keeping them, for a seed, which settles split, weights and order.
+that its parent's training left, wherever a weight is the parent's. A row is what keeping them adds to
+the validation log-loss, for a seed, which settles split, weights and order. Seeds share the objects of
+the catalogue, so that standard errors over seeds are rather too small.
 """
 
 import argparse
@@ -15,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from side_by_side import commit, machine
 
 import space_warps.train as training
 from space_warps.augment import Augment
 from space_warps.blocks import BlockSpec
+from space_warps.core import write_json
 from space_warps.history import Candidate
 from space_warps.loaders import create_train_val_dataloaders
 from space_warps.runner import LocalRunner, first_weights
@@ -52,8 +55,8 @@ def inheriting(moments: Moments) -> Iterator[Moments]:
     left |= {name: optimizer.state[weight] for name, weight in model.named_parameters()}
 
 
-def gains(folder: Path, features: list[str], seed: int, config: SearchConfig) -> dict[str, float]:
-    """What keeping the moments takes off the validation log-loss, as it is and with a block more."""
+def added(folder: Path, features: list[str], seed: int, config: SearchConfig) -> dict[str, float]:
+    """What keeping the moments adds to the validation log-loss, as it is and with a block more."""
     loaders = create_train_val_dataloaders(
         folder / "annotations.csv",
         folder / "images",
@@ -79,7 +82,7 @@ def gains(folder: Path, features: list[str], seed: int, config: SearchConfig) ->
     found = {}
     for said, blocks in (("as it is", (first,)), ("a block more", (first, BlockSpec(32)))):
         without, kept = (fit(blocks, parent, moments)[1] for moments in ({}, left))
-        found[said] = without - kept
+        found[said] = kept - without
     return found
 
 
@@ -90,16 +93,21 @@ def main() -> None:
     parser.add_argument("--features", nargs="*", default=[], help="columns, none by default")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(8)))
     parser.add_argument("--epochs", type=int, default=SearchConfig.epochs_per_eval)
+    parser.add_argument("--json", type=Path, help="file to keep the figures in")
     asked = parser.parse_args()
     config = SearchConfig(epochs_per_eval=asked.epochs)
     rows = []
     for seed in asked.seeds:
-        rows.append(gains(asked.catalogue, asked.features, seed, config))
-        print(seed, *(f"{said}: {gain:+.4f}" for said, gain in rows[-1].items()), flush=True)
+        rows.append(added(asked.catalogue, asked.features, seed, config))
+        print(seed, *(f"{said}: {more:+.4f}" for said, more in rows[-1].items()), flush=True)
     for said in rows[0]:
         values = np.array([row[said] for row in rows])
         error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
         print(f"{said}: {values.mean():+.4f} +- {error:.4f}")
+    if asked.json:
+        about = {"features": asked.features, "epochs": asked.epochs, "seeds": asked.seeds}
+        told = {"machine": machine(), "commit": commit(), "asked": about, "rows": rows}
+        write_json(asked.json, told)
 
 
 if __name__ == "__main__":

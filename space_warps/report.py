@@ -344,12 +344,13 @@ def describe(
     low, high = summary["final_val_accuracy_interval_95"]
     blocks = summary["architecture"]
     are_plain = all(layer["kind"] == "conv" for layer in blocks)
-    widths = ", ".join(str(b["k"]) if are_plain else f"{b['kind']} {b['k']}" for b in blocks)
+    told = ", ".join(str(b["k"]) if are_plain else f"{b['kind']} {b['k']}" for b in blocks)
+    told += " channels" if are_plain else ""
     finish = summary["finish"]
     how = {"continued": ", trained in full", "scratch": ", trained in full from scratch"}
     trained = how.get(finish["kept"], "") if finish else ""
     return (
-        f"{_blocks(summary['num_layers'])} ({widths} channels), "
+        f"{_blocks(summary['num_layers'])} ({told}), "
         f"{summary['total_trainable_params']:,} parameters{trained}\n"
         f"validation accuracy {summary['final_val_accuracy']:.3f} "
         f"({low:.3f} to {high:.3f} at 95%, {summary['num_val']} rows), "
