@@ -48,7 +48,7 @@ class Graded:
 
     def __init__(self, runner: LocalRunner, marks: dict[int, tuple[float, float]]) -> None:
         self.runner, self.marks = runner, marks
-        self.empty, self.val_rows = runner.empty, runner.val_rows
+        self.empty, self.val_rows, self.device = runner.empty, runner.val_rows, runner.device
         self.num_train, self.num_val = runner.num_train, runner.num_val
 
     def run(self, *asked: Any) -> Iterator[Grown]:
