@@ -271,16 +271,16 @@ def already_done(path: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 FIGURES = {
-    "test_acc": "accuracy as handed over",
-    "again_acc": "trained again",
-    "again_loss": "log-loss, trained again",
+    "test_acc": "accuracy",
+    "again_acc": "of its blocks, trained again",
+    "again_loss": "log-loss of these",
 }
 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The table: means over folds with standard errors, and what each is above greedy, fold by fold."""
     columns = [column for said in FIGURES.values() for column in (said, "above greedy")]
-    costs = ["parameters", "image-epochs", "multiply-adds / 10^12", "seconds"]
+    costs = ["parameters", "image-epochs", "10^12 multiply-adds", "seconds"]
     print(f"| | folds | {' | '.join([*columns, *costs])} |\n|" + "---|" * 12)
     greedy = {row["fold"]: row for row in rows if row["name"] == "greedy"}
     for name in dict.fromkeys(row["name"] for row in rows):
