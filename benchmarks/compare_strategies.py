@@ -28,8 +28,9 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "from scratch": {"copy_weights": False},
     "halving, from scratch": {"rungs": (1, 3, 9), "copy_weights": False},
 }
+MORE_WAYS: dict[str, dict[str, Any]] = {  # On demand
+    "longer halving": {"rungs": (2, 6)},
+    "longer halving, from scratch": {"rungs": (2, 6), "copy_weights": False},
+}
 TRAIN_RATIO = 2 / 3
+Run = Callable[[Loaders, Space_Galaxi, argparse.Namespace], dict[str, Any]]
 LADDER_NAME = "ladder 8, 16, 32, 64"
 LADDER = (BlockSpec(8, kernel_size=5, pool=3), BlockSpec(16), BlockSpec(32), BlockSpec(64))
 
@@ -84,7 +90,10 @@ LADDER = (BlockSpec(8, kernel_size=5, pool=3), BlockSpec(16), BlockSpec(32), Blo
 def variants(strategies: list[str], ways: list[str]) -> dict[str, dict[str, Any]]:
     """Name -> settings that differ."""
     return {
-        f"{strategy}{', ' if way else ''}{way}": {"strategy": strategy, **WAYS[way]}
+        f"{strategy}{', ' if way else ''}{way}": {
+            "strategy": strategy,
+            **(WAYS | MORE_WAYS)[way],
+        }
         for strategy in strategies
         for way in ways
         if strategy != "random" or "from scratch" not in way
@@ -181,10 +190,10 @@ def run_ladder(
 
 
 def run_resnet(
-    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, epochs: int
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, asked: argparse.Namespace
 ) -> dict[str, Any]:
     """ResNet-18 from scratch, asked and cooled as the grown networks are."""
-    began = time.monotonic()
+    began, epochs = time.monotonic(), asked.resnet_epochs
     runner = LocalRunner(*loaders, seed=config.seed)
     architecture = runner.empty.architecture
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -211,7 +220,7 @@ def run_resnet(
 
 
 def lines_of_fold(
-    folder: Path, fold: int, asked: argparse.Namespace, done: set[str]
+    folder: Path, fold: int, asked: argparse.Namespace, done: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Every line of the table on one fold that is not done, one after the other."""
     with tempfile.TemporaryDirectory() as place:
@@ -234,15 +243,23 @@ def lines_of_fold(
         tried = variants(asked.strategies, asked.ways)
         halves = variants(list(STRATEGIES), list(WAYS))
         tried |= {f"{name}, half": {**halves[name], **half} for name in asked.half}
-        for name in [name for name in tried if name not in done]:
-            row = run_search(replace(plain, **tried[name]), loaders, unseen, asked)
-            yield {"name": name, "fold": fold, **row}
-        if asked.ladder and LADDER_NAME not in done:
-            row = run_ladder(plain, loaders, unseen, asked)
-            yield {"name": LADDER_NAME, "fold": fold, **row}
-        if asked.resnet_epochs and "ResNet-18" not in done:
-            row = run_resnet(plain, loaders, unseen, asked.resnet_epochs)
-            yield {"name": "ResNet-18", "fold": fold, **row}
+        lines: dict[str, tuple[dict[str, Any], Run]] = {
+            name: (told, partial(run_search, replace(plain, **told)))
+            for name, told in tried.items()
+        }
+        if asked.ladder:
+            lines[LADDER_NAME] = {}, partial(run_ladder, plain)
+        if asked.resnet_epochs:
+            lines["ResNet-18"] = {"epochs": asked.resnet_epochs}, partial(run_resnet, plain)
+        known = {row["name"]: row["settings"] for row in done if row["fold"] == fold}
+        for name, (told, _) in lines.items():
+            now = json.loads(json.dumps(told))
+            if known.get(name, now) != now:
+                raise SystemExit(f"{name} was run with {known[name]}, not {now}; name another file")
+        for name, (told, run) in lines.items():
+            if name not in known:
+                row = run(loaders, unseen, asked)
+                yield {"name": name, "fold": fold, "settings": told, **row}
 
 
 def cropped(folder: Path, side: int, into: Path) -> Path:
@@ -326,7 +343,7 @@ def main() -> None:
     parser.add_argument(
         "--strategies", nargs="*", default=list(STRATEGIES), choices=registered_strategies()
     )
-    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=[*WAYS, *MORE_WAYS])
     parser.add_argument(
         "--half",
         nargs="*",
@@ -352,25 +369,16 @@ def main() -> None:
         if asked.simulate or folder is None:
             folder = Path(place) / "sky"
             simulate(folder, num_rows=asked.simulate or 4000, num_test_rows=0, progress=False)
-        told = (
-            "features",
-            "num_seen",
-            "budget",
-            "finish_epochs",
-            "resnet_epochs",
-            "crop",
-            "repeats",
-        )
+        told = ("features", "num_seen", "budget", "finish_epochs", "crop", "repeats")
         settings: dict[str, Any] = {name: getattr(asked, name) for name in told}
         settings |= {"catalogue": sha256_file(folder / "annotations.csv"), "space": SPACE}
-        found = already_done(asked.json, settings | {"train_ratio": TRAIN_RATIO, "ways": WAYS})
+        found = already_done(asked.json, settings | {"train_ratio": TRAIN_RATIO})
         rows, machines, own = found["rows"], found["machines"], machine()
         machines += [] if own in machines else [own]
         if asked.crop:
             folder = cropped(folder, asked.crop, Path(place) / "cropped")
         for fold in asked.folds:
-            done = {row["name"] for row in rows if row["fold"] == fold}
-            for row in lines_of_fold(folder, fold, asked, done):
+            for row in lines_of_fold(folder, fold, asked, rows):
                 rows.append({**row, "commit": commit(), "machine": machines.index(own)})
                 print(json.dumps(row), flush=True)
                 if asked.json:
