@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POOLINGS', 'ACTIVATIONS', 'BlockFamily', 'MapShape', 'BlockSpec', 'register_block', 'registered_blocks',
-           'build_block', 'find_family', 'Block', 'last_layers', 'conv_block', 'block_output_shape']
+           'build_block', 'find_family', 'Block', 'last_layers', 'conv_block', 'block_output_shape', 'check_family']
 
 # %% ../nbs/10a_blocks.ipynb #1ef553c8
 import functools
@@ -160,7 +160,7 @@ def block_output_shape(
     spec: BlockSpec,  # The block to add
     in_shape: MapShape,  # Channels, height and width that come in
 ) -> MapShape:  # Channels, height and width that come out
-    "The shape a block would give; raises `InputError` where the map is too small for it."
+    "The shape a block gives; raises `InputError` for too small a map, or a family that is at fault."
     side, size = min(in_shape[1:]), spec.kernel_size
     too_small = f"a map of {in_shape[2]}x{in_shape[1]} pixels is too small for another block that "
     if side < spec.pool:
@@ -175,7 +175,29 @@ def block_output_shape(
 
 @functools.lru_cache(maxsize=2**14)  # a family that is registered anew is another key
 def _shape_after(family: BlockFamily, spec: BlockSpec, in_shape: MapShape) -> MapShape:
-    with torch.device("meta"), torch.no_grad():
-        block, maps = family(in_shape[0], spec).eval(), torch.empty(2, *in_shape)
-        _, channels, height, width = block(maps).shape
-    return channels, height, width
+    try:
+        with torch.device("meta"), torch.no_grad():
+            shape = tuple(family(in_shape[0], spec).eval()(torch.empty(2, *in_shape)).shape)
+    except Exception as error:  # code of others: anything may be wrong with it
+        raise InputError(
+            f"the family {spec.kind!r} cannot build or run a block for maps of {list(in_shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    sides = [(side // spec.pool, -(-side // spec.pool)) for side in in_shape[1:]]
+    fits = len(shape) == 4 and shape[:2] == (2, spec.k)
+    if not fits or any(n not in ends for n, ends in zip(shape[2:], sides, strict=True)):
+        wanted = [2, spec.k, *(ends[0] for ends in sides)]
+        raise InputError(
+            f"the family {spec.kind!r} makes {list(shape)} of two maps of {list(in_shape)}; it has "
+            f"to give k={spec.k} channels, and height and width divided by {spec.pool}: {wanted}"
+        )
+    return shape[1], shape[2], shape[3]
+
+
+def check_family(
+    spec: BlockSpec,  # One of its blocks
+    in_channels: int,  # Number of channels that come in
+) -> None:
+    "Try it on maps that are large enough; raises `InputError` where its family is at fault."
+    side = 4 * max(spec.pool, spec.kernel_size)
+    block_output_shape(spec, (in_channels, side, side))

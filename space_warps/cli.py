@@ -53,7 +53,7 @@ COMMANDS = {
     "audit": "look at a catalogue and say what is in it and what is wrong with it",
     "simulate": "write a simulated sky to simulate.out_dir",
     "report": "write the report of the run in run.dir again",
-    "tree": "print the decided depths of a run, and the ways that were taken",
+    "tree": "print the decided steps of a run, and the ways that were taken",
     "replay": "train a step of a run again and say whether it comes out the same",
     "undo": "go back to an earlier step of a run",
     "branch": "go back to an earlier step, to go on another way",

@@ -146,7 +146,7 @@ def _say_what_begins(keep: RunFolder, runner: Runner, csv_path: str, loaders: Lo
         print(f"{len(skipped)} rows skipped, the first one: {skipped[0]}")
     if keep.past.history is not None:
         decided = len(keep.past.history.steps)
-        print(f"going on after {decided} decided depth{'s'[: decided != 1]}")
+        print(f"going on after {decided} decided step{'s'[: decided != 1]}")
     for change in keep.changes:
         print(f"not the environment of the run, so other bits may follow: {change}")
 

@@ -62,7 +62,7 @@ SEARCH_LABELS = {
     "search.train_scope": "a step trains",
     "search.compare": "compare by",
     "search.accept": "accept",
-    "search.patience": "depths without gain that are held",
+    "search.patience": "steps without gain that are held",
     "search.time_budget_s": "time budget (s; empty: none)",
     "search.budget": "budget (20min, 300epochs; empty: none)",
     "search.finish": "train in full at the end",

@@ -162,7 +162,7 @@ class Dashboard:
         "The depth that waits for a decision."
         step = self.place.begun().asked
         if step is None:
-            raise InputError("no depth waits for a decision; press Step, and wait for its end")
+            raise InputError("no step waits for a decision; press Step, and wait for its end")
         return step
 
     def _accept_best(self) -> None:
@@ -170,14 +170,14 @@ class Dashboard:
         compare = history.config.compare if history else "loss"
         best = best_outcome(last_rung(step.outcomes), compare)
         if best is None:
-            raise InputError("no candidate could be trained at this depth; reject it, or go back")
+            raise InputError("no candidate could be trained at this step; reject it, or go back")
         self._accept(step, best)
 
     def _accept_chosen(self) -> None:
         step, chosen = self._waiting(), self.panel.candidate.value
         found = [o for o in step.outcomes if o.failed is None and o.candidate.index == chosen]
         if not found:
-            raise InputError("choose a candidate of this depth first")
+            raise InputError("choose a candidate of this step first")
         self._accept(step, found[0])
 
     def _accept(self, step: Step, outcome: Outcome) -> None:
@@ -222,7 +222,7 @@ class Dashboard:
         self.jobs.do(said, work, then, thread=thread, alone=True)
 
     def _predict(self) -> None:
-        "Measure what the next depth will take, if anything about it has changed."
+        "Measure what the next step will take, if anything about it has changed."
         place, record = self.place, self.place.watch.record
         if place.state != "resting" or record.is_complete or place.loaders is None:
             return

@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from .history import Candidate, Outcome, SearchHistory, accuracy_interval
+from .naming import describe_candidate
 from .page import COLOURS
 from .pareto import pareto_front
 from .report import BLUE, GREEN, ORANGE
+from .settings import SearchConfig
 from .watch import Training
 
 # %% ../nbs/33b_growth.ipynb #bfcc9f2b
@@ -68,11 +70,11 @@ def to_png(
 # %% ../nbs/33b_growth.ipynb #ad1de5de
 def name_candidate(
     candidate: Candidate,  # Any
+    config: SearchConfig | None = None,  # What the search does; None tells the block alone
 ) -> str:
-    "A short name, unique at its depth: `2: conv k=16`, `control`, `scratch 0`."
+    "A name, unique at its step: `2: k=16`, `control`, `scratch 0`."
     if candidate.role == "candidate":
-        spec = candidate.blocks[-1]
-        return f"{candidate.index}: {spec.kind} k={spec.k}"
+        return f"{candidate.index}: {describe_candidate(candidate, config)}"
     return candidate.role if candidate.role != "scratch" else f"scratch {candidate.index}"
 
 

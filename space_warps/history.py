@@ -71,11 +71,8 @@ class Candidate:
         "What was varied of how it is started and trained."
         start = self.start or ("copy" if self.copy_weights else "fresh")
         known: dict[str, Any] = {"start": start, "jitter": self.jitter}
-        return {
-            name: known[name] if name in known else getattr(self.plan, name)
-            for name in varied
-            if name != "dropout"
-        }
+        known["dropout"] = self.blocks[-1].dropout if self.blocks else 0.0
+        return {n: known[n] if n in known else getattr(self.plan, n) for n in varied}
 
     @property
     def is_final(self) -> bool:
@@ -133,7 +130,7 @@ class Decision:
     "What follows from the outcomes of a depth."
 
     kind: Literal["accept", "hold", "reject"]  # Whether the network grows; hold: on trial
-    index: int | None  # The candidate that the next depth builds on
+    index: int | None  # The candidate that the next step builds on; None leaves it as it was
     reason: str  # In words
     by: str = "rule"  # Who decided
     note: str = ""  # What a person wants to be remembered
@@ -263,6 +260,8 @@ class SearchHistory:
         found: list[Outcome] = []
         place = 0
         for step in reversed(self.steps[: self.num_accepted]):
+            if not step.beam:  # nothing was taken, and growing went on
+                continue
             found.append(step.beam[place])
             place = found[-1].candidate.parent
             if found[-1].candidate.morph == "fresh":
@@ -278,8 +277,12 @@ class SearchHistory:
     @property
     def tips(self) -> tuple[tuple[BlockSpec, ...], ...]:
         "Blocks of each network that the next step builds on; those of the empty one at first."
-        beam = self.steps[-1].beam if self.steps else ()
-        return tuple(outcome.candidate.blocks for outcome in beam) or ((),)
+        return tuple(outcome.candidate.blocks for outcome in self.beam) or ((),)
+
+    @property
+    def beam(self) -> tuple[Outcome, ...]:
+        "The outcomes that the next step builds on, the best first; none where it is the empty network."
+        return next((step.beam for step in reversed(self.steps) if step.beam), ())
 
     @property
     def final(self) -> Outcome | None:
@@ -294,7 +297,7 @@ class SearchHistory:
         if not self.steps or not self.steps[-1].has_failed:
             return ""
         last = self.steps[-1]
-        return f"all candidates failed at depth {last.depth}"
+        return f"all candidates failed at step {last.depth}"
 
     @property
     def sha256(self) -> str:
@@ -309,13 +312,13 @@ class SearchHistory:
         "The story from which the search goes on; raises `InputError` where it cannot go there."
         steps, config = self.steps[: turn.to_step], self.config
         if turn.to_step > len(self.steps):
-            raise InputError(f"there is no step {turn.to_step}; depths 0 to {len(self.steps)} are")
+            raise InputError(f"there is no step {turn.to_step}; steps 0 to {len(self.steps)} are")
         if turn.take is not None:
             steps = (*steps[:-1], _taken_instead(steps[-1], turn))
-        elif steps and steps[-1].taken is None:
+        elif steps and steps[-1].decision.kind == "reject":
             raise InputError(
-                f"nothing was taken at depth {turn.to_step}; name the candidate to take, or go "
-                f"back to depth {turn.to_step - 1}"
+                f"nothing was taken at step {turn.to_step}; name the candidate to take, or go "
+                f"back to step {turn.to_step - 1}"
             )
         branch = turn.branch or f"undo-{len(self.branches)}"
         if turn.is_last and turn.branch is None and turn.to_step == len(self.steps):
@@ -358,7 +361,7 @@ def _taken_instead(step: Step, turn: Turn) -> Step:
     known = {outcome.candidate.index for outcome in step.outcomes if outcome.failed is None}
     if turn.take not in known:
         told = ", ".join(map(str, sorted(known)))
-        raise InputError(f"depth {step.depth} has no candidate {turn.take}; it has {told}")
+        raise InputError(f"step {step.depth} has no candidate {turn.take}; it has {told}")
     decision = Decision("accept", turn.take, "taken on a branch", turn.by, turn.note)
     return replace(step, decision=decision)
 

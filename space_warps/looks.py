@@ -112,7 +112,7 @@ def predict_next(
     runner: Runner,  # Who will train
     should_stop: Callable[[], bool] = lambda: False,  # Asked before each measurement
 ) -> tuple[float, ...]:  # Seconds of each training; none where no depth comes next
-    "How long the next depth will take; raises `Stopped` when asked to. Nothing else may train meanwhile."
+    "How long the next step will take; raises `Stopped` when asked to. Nothing else may train meanwhile."
     if watch.record.history is None:
         asked = replace(config, budget=None)  # a time is turned into epochs when it begins
         begun = SearchHistory(asked, runner.empty.architecture, runner.num_train, runner.num_val)

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from .core import write_atomic
 from .history import SearchHistory
 from .metrics import in_digits
+from .naming import describe_candidate
 from space_warps.report import (
     BLUE,
     GREEN,
@@ -139,41 +140,34 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f"<table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 # %% ../nbs/32d_page.ipynb #9f24d6b2
-def _growth(summary: dict[str, Any]) -> str:
+def _growth(history: SearchHistory, summary: dict[str, Any]) -> str:
     rows = []
-    for step in summary["steps"]:
-        for tried in (*step["candidates"], step["control"]):
+    for done, step in zip(history.steps, summary["steps"], strict=True):
+        names = [describe_candidate(o.candidate, history.config) for o in done.outcomes]
+        every = [*step["candidates"], step["control"]]
+        for name, tried in zip([*names, "control"], every, strict=True):
             said = tried["failed"] or f"{tried['val_accuracy']:.3f}"
             loss = "" if tried["failed"] else f"{tried['val_log_loss']:.3f}"
             epochs = f"{tried['epochs']} + {tried['inherited_epochs']}"
-            line = [step["depth"], _name(tried), said, loss, f"{tried['params']:,}", epochs]
+            line = [step["depth"], name, said, loss, f"{tried['params']:,}", epochs]
             rows.append([*line, tried.get("dropped") or _verdict(tried.get("against_control"))])
         reason, told = step["reason"], step["rank_correlation"]
         if told is not None:
             reason += f"; what was expected and what was found: rank correlation {told:+.2f}"
         rows.append([step["depth"], step["decision"], reason])
-    head = ["depth", "block", "accuracy", "log-loss", "parameters", "epochs + inherited"]
+    head = ["step", "candidate", "accuracy", "log-loss", "parameters", "epochs + inherited"]
     return _table([*head, "against the control (95% interval)"], rows)
-
-
-def _name(tried: dict[str, Any]) -> str:
-    "What a candidate put on top, how it came to be if it did not grow, where it started from."
-    if "kind" not in tried:
-        return "control"
-    morph = "" if tried["morph"] == "deepen" else tried["morph"]
-    blocks = " + ".join(f"{b['kind']}\xa0{b['k']}" for b in tried.get("blocks", [tried]))
-    return ", ".join(each for each in (blocks, morph, tried.get("start")) if each)
 
 
 def _verdict(test: dict[str, Any] | None) -> str:
     if test is None:
         return ""
     gain, low, high = (100 * test[name] for name in ("gain", "gain_low", "gain_high"))
-    least = 100 * test["detectable"]
-    return (
-        f"{test['verdict']}: {gain:+.1f} points ({low:+.1f} to {high:+.1f}); "
-        f"from {least:.1f} on it could show"
-    )
+    told = f"{test['verdict']}: {gain:+.1f} points ({low:+.1f} to {high:+.1f})"
+    if test["detectable"] <= test["gain"]:
+        return told
+    least = f"the smallest gain that could show is {100 * test['detectable']:.1f}"
+    return f"{told}; {'so few rows cannot show any gain' if test['detectable'] > 1 else least}"
 
 
 def _finishing(finish: dict[str, Any] | None) -> str:
@@ -279,7 +273,7 @@ def write_page(
         f"<h1>A grown network</h1><pre>{html.escape(describe(summary))}</pre>",
         "<h2>How it grew</h2>",
         _drawing(plot_accuracy_vs_depth(history), "validation accuracy against depth"),
-        _growth(summary),
+        _growth(history, summary),
         "<h3>What accuracy costs</h3>",
         _drawing(plot_pareto(history), "validation log-loss against parameters and operations"),
         "<h2>Trained in full</h2>",

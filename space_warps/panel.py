@@ -50,7 +50,7 @@ def wall(
 # %% ../nbs/43f_panel.ipynb #7554f97f
 BUTTONS = {
     "start": ("Start", "Go on by the rule until the end", "primary"),
-    "step": ("Step", "Train one depth, then ask", "primary"),
+    "step": ("Step", "Train one step, then ask", "primary"),
     "pause": ("Pause", "Hold after the present batch", ""),
     "stop": ("Stop", "End after the present batch; it can go on later", ""),
     "finish": ("Finish", "Grow no further; train in full", ""),
@@ -100,7 +100,7 @@ class Panel:
             each.add_class(f"sw-{name}")
         self.depth_bar, self.network_bar = (
             widgets.FloatProgress(0.0, min=0.0, max=1.0, description=said, tooltip=tip)
-            for said, tip in (("depth", "share of this depth"), ("network", "share of this one"))
+            for said, tip in (("step", "share of this step"), ("network", "share of this one"))
         )
         self.about: dict[str, Any] = {}  # What each choice was last filled from
         self.code = widgets.Textarea(rows=14, disabled=True, layout={"width": "100%"})

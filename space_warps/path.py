@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from .budget import propose_within
+from .budget import most_steps, propose_within
 from .checkpoint import Checkpoint
 from .core import InputError
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Observer
@@ -51,11 +51,13 @@ class Path:
     def after(
         self,
         step: Step,  # What happened at the next depth
-        taken: Sequence[Grown],  # The networks of its beam; none where it was rejected
+        taken: Sequence[Grown],  # The networks of its beam; none where nothing was taken
     ) -> "Path":
         "One depth further."
         history = replace(self.history, steps=(*self.history.steps, step), stopped="")
-        return Path(history, (*self.networks, tuple(taken)) if taken else self.networks)
+        if step.decision.kind == "reject":
+            return Path(history, self.networks)
+        return Path(history, (*self.networks, tuple(taken) or self.tips))
 
     def ended(
         self,
@@ -80,17 +82,17 @@ def reason_to_stop(
     "Why not to try another depth."
     config, steps = path.history.config, path.history.steps
     depth = len(steps) + 1
-    if steps and steps[-1].taken is None:
-        return f"depth {depth - 1} brought no gain"
+    if steps and steps[-1].decision.kind == "reject":
+        return f"step {depth - 1} brought no gain"
     if steps and steps[-1].decision.is_last:
-        return f"growing was ended at depth {depth - 1}"
-    for name in ("max_steps", "max_layers"):
-        if (limit := getattr(config, name)) is not None:
-            if depth > limit:
-                return f"{name}={limit} reached"
-            break
+        return f"growing was ended at step {depth - 1}"
+    most = most_steps(config)
+    if most is not None and depth > most:
+        if config.max_steps is None and len(path.history.tips[0]) < most:
+            return f"{most} steps, as many as max_layers={most}; max_steps allows more"
+        return f"{'max_layers' if config.max_steps is None else 'max_steps'}={most} reached"
     if config.time_budget_s is not None and seconds > config.time_budget_s:
-        return f"time budget of {config.time_budget_s:g} s used up before depth {depth}"
+        return f"time budget of {config.time_budget_s:g} s used up before step {depth}"
     try:
         propose_within(path.history)
     except InputError as error:
@@ -180,8 +182,8 @@ def complete(
     "The path with all its networks; raises `Stopped`, or `InputError` where one comes out otherwise."
     for step in path.history.steps[len(path.networks) - 1 :]:
         beam = tuple(_recalled(step, wanted, path.tips, past, train_wave) for wanted in step.beam)
-        if beam:
-            path = replace(path, networks=(*path.networks, beam))
+        if step.decision.kind != "reject":
+            path = replace(path, networks=(*path.networks, beam or path.tips))
     finish = path.history.finish
     if path.finished is None and finish is not None and finish.kept is not None:
         known = past.recorded(finish.kept.candidate) if past else None

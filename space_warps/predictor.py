@@ -33,7 +33,7 @@ def encode_network(
     proposal: Proposal,  # The network
 ) -> list[float]:
     "A network as a model can read it."
-    config, parents = history.config, history.steps[-1].beam if history.steps else ()
+    config, parents = history.config, history.beam
     last, *below = [encode_block(spec) for spec in reversed(proposal.blocks)]
     means = np.mean(below, axis=0).tolist() if below else [0.0] * len(last)
     cost = count_cost(replace(history.empty, blocks=proposal.blocks))

@@ -11,7 +11,7 @@ import io
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from .blocks import BlockSpec
 from .budget import epochs_spent
-from .core import to_json, write_atomic, write_json
+from .core import from_json, to_json, write_atomic, write_json
 from .cost import measure_latency
 from .halving import why_dropped
 from .history import Finish, Outcome, SearchHistory, Step, accuracy_interval
+from .naming import describe_block, describe_recipe, searched
 from .pareto import pareto_front
 from .predictor import rank_correlation
+from .settings import SearchConfig
 
 # %% ../nbs/30_report.ipynb #c6f53227
 def summarise(
@@ -44,16 +47,26 @@ def summarise(
         "num_layers": len(history.layers()),
         "total_trainable_params": final.num_params if final else None,
         "strategy": history.config.strategy,
+        "searched": list(searched(history.config)),
+        "recipe": history.accepted[-1].candidate.recipe(history.config.varied)
+        if history.accepted
+        else {},
         "image_epochs": history.num_train * epochs_spent(history),
         "pareto": [
-            {**_point(o, (latency or {}).get(o.candidate.name)), **_epochs(step, o)}
+            {
+                "name": o.candidate.name,
+                "blocks": _blocks_of(o),
+                "latency_ms": (latency or {}).get(o.candidate.name),
+                **_training(o, history.config),
+                **_epochs(step, o),
+            }
             for o in front_of(history)
             for step in history.steps
             if any(o is each for each in step.outcomes)
         ],
-        "architecture": [_layer(dict(layer)) for layer in history.layers()],
-        "steps": [_step(step, history.config.compare) for step in history.steps],
-        "finish": _finish(history.finish) if history.finish else None,
+        "architecture": _architecture(history),
+        "steps": [_step(step, history.config) for step in history.steps],
+        "finish": _finish(history.finish, history.config) if history.finish else None,
         "classes": list(history.empty.classes),
         "features": list(history.empty.feature_names),
         "seed": history.config.seed,
@@ -87,17 +100,8 @@ def time_front(
     }
 
 
-def _point(outcome: Outcome, latency_ms: float | None) -> dict[str, Any]:
-    return {
-        "name": outcome.candidate.name,
-        "blocks": _blocks_of(outcome),
-        "latency_ms": latency_ms,
-        **_training(outcome),
-    }
-
-
 def _blocks_of(outcome: Outcome) -> list[dict[str, Any]]:
-    return [{"kind": spec.kind, "k": spec.k} for spec in outcome.candidate.blocks]
+    return [to_json(spec) for spec in outcome.candidate.blocks]
 
 
 def _whole(outcome: Outcome) -> dict[str, Any]:
@@ -105,12 +109,18 @@ def _whole(outcome: Outcome) -> dict[str, Any]:
     return {"blocks": _blocks_of(outcome)} if outcome.candidate.morph == "fresh" else {}
 
 
-def _layer(layer: dict[str, Any]) -> dict[str, Any]:
-    wanted = ("layer", "kind", "k", "in_channels", "out_channels")
-    return {**{name: layer[name] for name in wanted}, "val_accuracy": layer["val_acc"]}
+def _architecture(history: SearchHistory) -> list[dict[str, Any]]:
+    "The blocks of the network that was grown, from the image upwards."
+    wanted = ("layer", "in_channels", "out_channels")
+    specs = history.accepted[-1].candidate.blocks if history.accepted else ()
+    return [
+        {**{n: v for n, v in layer.items() if n in wanted}, **to_json(spec)}
+        | {"val_accuracy": layer["val_acc"]}
+        for layer, spec in zip(history.layers(), specs, strict=True)
+    ]
 
 
-def _training(outcome: Outcome) -> dict[str, Any]:
+def _training(outcome: Outcome, config: SearchConfig) -> dict[str, Any]:
     return {
         "val_accuracy": outcome.val_acc,
         "val_log_loss": outcome.val_loss,
@@ -119,7 +129,7 @@ def _training(outcome: Outcome) -> dict[str, Any]:
         "epochs": outcome.candidate.plan.epochs,
         "inherited_epochs": outcome.candidate.inherited_epochs,
         "failed": outcome.failed,
-        **({"start": outcome.candidate.start} if outcome.candidate.start else {}),
+        "recipe": outcome.candidate.recipe(config.varied),
     }
 
 
@@ -136,8 +146,8 @@ def _epochs(step: Step, outcome: Outcome) -> dict[str, int]:
     }
 
 
-def _step(step: Step, compare: str) -> dict[str, Any]:
-    dropped = why_dropped(step, compare)
+def _step(step: Step, config: SearchConfig) -> dict[str, Any]:
+    dropped = why_dropped(step, config.compare)
     return {
         "depth": step.depth,
         "decision": step.decision.kind,
@@ -146,12 +156,11 @@ def _step(step: Step, compare: str) -> dict[str, Any]:
         "note": step.decision.note,
         "candidates": [
             {
-                "k": outcome.candidate.blocks[-1].k,
-                "kind": outcome.candidate.blocks[-1].kind,
+                **to_json(outcome.candidate.blocks[-1]),
                 "morph": outcome.candidate.morph,
                 **_whole(outcome),
                 "parent": outcome.candidate.parent,
-                **_training(outcome),
+                **_training(outcome, config),
                 **_epochs(step, outcome),
                 "dropped": dropped.get(outcome.candidate.index),
                 "predicted": outcome.candidate.predicted,
@@ -159,20 +168,20 @@ def _step(step: Step, compare: str) -> dict[str, Any]:
             }
             for outcome in step.outcomes
         ],
-        "control": {**_training(step.control), **_epochs(step, step.control)},
+        "control": {**_training(step.control, config), **_epochs(step, step.control)},
         "built_on_next": [outcome.candidate.index for outcome in step.beam],
         "rank_correlation": rank_correlation(step),
     }
 
 
-def _finish(finish: Finish) -> dict[str, Any]:
+def _finish(finish: Finish, config: SearchConfig) -> dict[str, Any]:
     scratch = [o.val_acc for o in finish.outcomes if o.candidate.role == "scratch" and not o.failed]
     return {
         "kept": finish.kept.candidate.role if finish.kept else None,
         "reason": finish.reason,
         "temperature": finish.kept.temperature if finish.kept else None,
         "trainings": [
-            {"role": o.candidate.role, "seed": o.candidate.plan.seed, **_training(o)}
+            {"role": o.candidate.role, "seed": o.candidate.plan.seed, **_training(o, config)}
             for o in finish.outcomes
         ],
         "scratch_mean_val_accuracy": statistics.fmean(scratch) if scratch else None,
@@ -224,7 +233,8 @@ def _plot_accuracy(axes: Any, history: SearchHistory) -> None:
     title = f"{_blocks(len(history.layers()))}; {history.stopped}"
     axes.set_title(textwrap.fill(title, 90), fontsize=9)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(handles.values(), handles.keys(), fontsize=8, frameon=False)
+    beside: dict[str, Any] = {"loc": "outside upper center", "ncols": 3}
+    axes.figure.legend(handles.values(), handles.keys(), fontsize=8, frameon=False, **beside)
 
 
 def _plot_finish(axes: Any, history: SearchHistory) -> None:
@@ -257,9 +267,10 @@ def _plot_size(axes: Any, history: SearchHistory, is_depth: bool) -> None:
     depths = [layer["layer"] for layer in layers]
     bars = axes.bar(depths, [layer["k"] for layer in layers], width=0.5, color=BLUE, alpha=0.35)
     axes.set_ylabel("channels k", color=BLUE)
-    if not is_depth:
+    if any(layer["kind"] != "conv" for layer in layers):
         names = [layer["kind"].replace("_", "\n") for layer in layers]
         axes.bar_label(bars, names, label_type="center", fontsize=8)
+    if not is_depth:
         return
     beside = axes.twinx()
     sizes = [(o.candidate.depth, o.num_params) for o in history.accepted]
@@ -331,6 +342,11 @@ def write_report(
     return summary
 
 
+def _spec(layer: dict[str, Any]) -> dict[str, Any]:
+    "What a layer of a summary says of its block."
+    return {each.name: layer[each.name] for each in fields(BlockSpec)}
+
+
 def _end(stopped: str) -> str:
     return f"ended: {stopped}" if stopped else "not at its end"
 
@@ -340,17 +356,17 @@ def describe(
 ) -> str:  # A few lines of text
     "A summary in words, for a terminal."
     if not summary["num_layers"]:
-        return f"no block was accepted ({summary['stopped']})"
+        return f"no block was accepted; {_end(summary['stopped'])}"
     low, high = summary["final_val_accuracy_interval_95"]
-    blocks = summary["architecture"]
-    are_plain = all(layer["kind"] == "conv" for layer in blocks)
-    told = ", ".join(str(b["k"]) if are_plain else f"{b['kind']} {b['k']}" for b in blocks)
-    told += " channels" if are_plain else ""
+    specs = [from_json(_spec(layer), BlockSpec) for layer in summary["architecture"]]
+    told = ", ".join(describe_block(spec, summary["searched"]) for spec in specs)
+    recipe = {n: v for n, v in summary["recipe"].items() if n in summary["searched"]}
+    found = f", with {said}" if (said := describe_recipe(recipe)) else ""
     finish = summary["finish"]
     how = {"continued": ", trained in full", "scratch": ", trained in full from scratch"}
     trained = how.get(finish["kept"], "") if finish else ""
     return (
-        f"{_blocks(summary['num_layers'])} ({told}), "
+        f"{_blocks(summary['num_layers'])} ({told}){found}, "
         f"{summary['total_trainable_params']:,} parameters{trained}\n"
         f"validation accuracy {summary['final_val_accuracy']:.3f} "
         f"({low:.3f} to {high:.3f} at 95%, {summary['num_val']} rows), "

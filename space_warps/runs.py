@@ -182,7 +182,7 @@ class RunFolder:
             story = going_on(self.record)
             if event.depth != len(story.steps) + 1:
                 raise InputError(
-                    f"{self.folder} is at depth {len(story.steps)} already; give search "
+                    f"{self.folder} is at step {len(story.steps)} already; give search "
                     "resume=run.past"
                 )
         if isinstance(event, CandidateEnded):  # one of another way is new under this name

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from .blocks import BlockSpec
+from .blocks import BlockSpec, check_family
 from .budget import in_epochs, propose_within
 from .core import InputError, choose_device
 from .dataset import Batch
@@ -90,7 +90,7 @@ def decided(
     if unknown := [each for each in (decision.index, *decision.beside) if each not in trained]:
         told = ", ".join(map(str, sorted(trained))) or "none that could be trained"
         raise InputError(
-            f"candidate {unknown[0]} cannot be taken at depth {step.depth}; it has {told}"
+            f"candidate {unknown[0]} cannot be taken at step {step.depth}; it has {told}"
         )
     return replace(step, decision=decision)
 
@@ -168,9 +168,19 @@ def _begin(config: SearchConfig, runner: Runner, past: Past | None) -> Path:
             f"{now.empty.image_shape}, or of other classes or features; give it its own data"
         )
     find_strategy(history.config.strategy)
+    _check_families(history)
     if not (history.steps or (past and past.wave)):
         propose_within(history)
     return Path(history, ((Grown(replace(empty, architecture=history.empty)),),))
+
+
+def _check_families(history: SearchHistory) -> None:
+    "Raise `InputError` for a family that does not build what it has to, before anything is trained."
+    width = history.empty.encoded_shape[0]
+    for depth in range(1, min(2, history.config.max_layers) + 1):
+        one_each = {spec.kind: spec for spec in history.config.specs_at(depth)}
+        for spec in one_each.values():
+            check_family(spec, width)
 
 
 def _typical_seconds(config: SearchConfig, runner: Runner) -> float:
@@ -198,7 +208,7 @@ def _reason(path: Path, past: Past | None, seconds: float) -> str:
 def _where_stopped(path: Path) -> str:
     if path.history.stopped:
         return f"{path.history.stopped}; asked to stop while finishing"
-    return f"asked to stop at depth {len(path.history.steps) + 1}"
+    return f"asked to stop at step {len(path.history.steps) + 1}"
 
 
 def _wants_finish(path: Path) -> bool:

@@ -93,7 +93,7 @@ class Session:
         self._go(by_steps=False)
 
     def step(self) -> None:
-        "Train one depth, then ask; a depth that waits for a decision is decided by the rule."
+        "Train one step, then ask; a depth that waits for a decision is decided by the rule."
         self._go(by_steps=True)
 
     def pause(self) -> None:
@@ -123,7 +123,7 @@ class Session:
         "Raise `InputError` where something cannot be said of the depth that waits."
         step = self.asked
         if step is None:
-            raise InputError("no depth waits for a decision; press Step, and wait for its end")
+            raise InputError("no step waits for a decision; press Step, and wait for its end")
         story = going_on(self._record)
         for each in said:
             if isinstance(each, Decision):
@@ -146,7 +146,7 @@ class Session:
             self.stop()
             self.wait()
         if self.state != "resting":
-            raise InputError("the search is training; wait for the end of the depth, or stop it")
+            raise InputError("the search is training; wait for the end of the step, or stop it")
         record_turn(self.folder, turn)
         self.error, self.exception = "", None
 
@@ -157,12 +157,12 @@ class Session:
             self._by_steps = False
             return self.say(replace(self.asked.decision, by="person", is_last=True))
         if self.state != "resting":
-            raise InputError("the search is training; wait for the end of the depth, or stop it")
+            raise InputError("the search is training; wait for the end of the step, or stop it")
         history = going_on(read_record(self.folder))
         if not history.accepted:
             raise InputError("nothing has been grown yet; press Step first")
         last = history.steps[-1]
-        if last.taken is not None and not last.decision.is_last and history.finish is None:
+        if last.decision.kind != "reject" and not last.decision.is_last and history.finish is None:
             record_turn(self.folder, Turn(len(history.steps), is_last=True))
         self.start()
 

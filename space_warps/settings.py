@@ -47,7 +47,7 @@ class SearchConfig:
     "What a search does."
 
     max_layers: int = 10  # Largest number of blocks
-    max_steps: int | None = None  # Largest number of steps; None is max_layers
+    max_steps: int | None = None  # Largest number of steps; None: max_layers, or by the budget
     k_candidates: Any = ((8, 16, 32), (16, 32, 64))  # Channels to try, one list or one per depth
     epochs_per_eval: int = 4  # Epochs that each candidate is trained
     lr: float = 3e-3  # Highest learning rate of AdamW
@@ -65,7 +65,7 @@ class SearchConfig:
     activations: Any = ("relu",)  # Activations to try
     squeezes: Any = (False,)  # Whether channels are weighed; both are tried with [false, true]
     vary: Any = None  # More to try, as {lr: [0.001, 0.003], start: [copy, net2net]}
-    morphs: Any = ("deepen",)  # What a step may do: deepen; widen or swap the last block
+    morphs: Any = ("deepen",)  # deepen; widen, swap: change the last block to what was not tried
     first_kernel: int = 5  # Side of the kernels of the first block
     first_pool: int = 3  # The first block divides width and height by it, the others by 2
     dropout: float = 0.0  # Probability that a channel is left out of a training step
@@ -78,11 +78,11 @@ class SearchConfig:
     max_macs: int | None = None  # Nor those with more multiply-adds for an image
     max_latency_ms: float | None = None  # Nor those slower than that here, an image seen one way
     budget: str | None = None  # For all trainings on one way, as 20min, 90s, 2h, or 300epochs
-    compare: str = "loss"  # A depth pays if it lowers the log-loss; accuracy: if it raises that
+    compare: str = "loss"  # A step pays if it lowers the log-loss; accuracy: if it raises that
     choose: str = "best"  # Of those that pay; compact: the smallest that is as good as the best
     accept: str = "gain"  # Take any gain; significant: only one that the rows can show
-    patience: int = 1  # Depths that may bring no gain before the search ends
-    time_budget_s: float | None = None  # Start no further depth after so many seconds
+    patience: int = 1  # Steps that may bring no gain before the search ends; not of random
+    time_budget_s: float | None = None  # Start no further step after so many seconds
     finish: bool = True  # Train the grown network in full at the end
     finish_epochs: int = 80  # Epochs of that training
     finish_seeds: int = 1  # Trainings from scratch beside it, each from other first weights

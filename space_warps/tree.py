@@ -129,7 +129,7 @@ def describe_tree(
         for node in children:
             last = node is children[-1]
             step = node.history.steps[-1]
-            said = describe_step(step, node.history.num_val)
+            said = describe_step(step, node.history.num_val, node.history.config)
             note = f" [{step.decision.note}]" if step.decision.note else ""
             branch = "" if node.history.branch == "main" else f"{node.history.branch}: "
             lines.append(

@@ -16,7 +16,7 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from .growth import name_candidate, to_png
-from .history import Outcome, Step, accuracy_interval
+from .history import Outcome, SearchHistory, Step, accuracy_interval
 from .session import State
 from .shapes import way_to
 from .watch import Training, Watch
@@ -42,9 +42,9 @@ def tell_state(
     if error:
         return f"stopped by an error: {error}. New run begins with the settings as they stand"
     history = watch.record.history
-    what = "training in full" if watch.is_finishing else f"depth {watch.depth}"
+    what = "training in full" if watch.is_finishing else f"step {watch.depth}"
     if state == "asking":
-        return f"depth {watch.depth} is trained: accept, reject, or go back"
+        return f"step {watch.depth} is trained: accept, reject, or go back"
     if state in ("training", "paused"):
         if not watch.is_open:
             return "reading the data and getting ready"
@@ -54,10 +54,10 @@ def tell_state(
         left = "paused" if state == "paused" else left
         return f"{what}: {done} of {watch.num_wanted} networks trained, {left}"
     if history is None:
-        return "no run yet: Step trains one depth, Start goes on until the end"
+        return "no run yet: Step trains one step, Start goes on until the end"
     if watch.record.is_complete:
         return f"at its end: {history.stopped}"
-    where = f"resting at depth {len(history.steps)} of branch {history.branch}"
+    where = f"resting at step {len(history.steps)} of branch {history.branch}"
     return f"{where}; {what} was begun, Start goes on with it" if watch.is_open else where
 
 # %% ../nbs/43c_views.ipynb #ce67c58f
@@ -84,9 +84,9 @@ def tell_verdict(
     return f"{test.verdict}: {gain:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
-def _cells(training: Training, step: Step | None, num_val: int) -> list[str]:
+def _cells(training: Training, step: Step | None, history: SearchHistory | None) -> list[str]:
     outcome, epochs = training.outcome, training.epochs
-    name = name_candidate(training.candidate)
+    name = name_candidate(training.candidate, history.config if history else None)
     if outcome is not None and outcome.failed is not None:
         return [name, "failed", "", "", outcome.failed, "", tell_seconds(training.seconds)]
     if outcome is None:
@@ -94,7 +94,7 @@ def _cells(training: Training, step: Step | None, num_val: int) -> list[str]:
         score = f"{epochs[-1].val_acc:.3f}" if epochs else ""
         loss = f"{epochs[-1].val_loss:.3f}" if epochs else ""
         return [name, score, "", loss, done, "", ""]
-    low, high = accuracy_interval(outcome.val_acc, num_val)
+    low, high = accuracy_interval(outcome.val_acc, history.num_val if history else 1)
     said = tell_verdict(step, outcome)
     size = f"{outcome.num_params:,}"
     time_s = tell_seconds(training.seconds)
@@ -114,11 +114,11 @@ def candidates_table(
     taken = step.taken if step is not None and step is not asked else None
     rows = []
     for training in watch.trainings.values():
-        cells = _cells(training, step, history.num_val if history else 1)
+        cells = _cells(training, step, history)
         mark = ' class="sw-taken"' if taken is not None and training.outcome == taken else ""
         rows.append(f"<tr{mark}>{''.join(f'<td>{html.escape(each)}</td>' for each in cells)}</tr>")
     head = "".join(f'<th scope="col">{each}</th>' for each in HEADS)
-    title = "training in full" if watch.is_finishing else f"depth {watch.depth}"
+    title = "training in full" if watch.is_finishing else f"step {watch.depth}"
     said = f": {html.escape(step.decision.reason)}" if step is not None else ""
     return (
         f'<table class="sw-table"><caption>{title}{said}</caption><thead><tr>{head}</tr></thead>'
@@ -140,7 +140,7 @@ def tell_cost(
         told += f" of {tell_seconds(history.config.time_budget_s)}"
     if predicted and not watch.record.is_complete:
         most = tell_seconds(sum(predicted))
-        which = "this depth was predicted to take" if watch.is_open else "the next depth will take"
+        which = "this step was predicted to take" if watch.is_open else "the next step will take"
         told += f"; {which} about {most} ({len(predicted)} networks)"
     return told
 
@@ -164,9 +164,9 @@ def name_nodes(
             named.append((f"{number}: the empty network", number))
             continue
         taken = history.steps[-1].taken
-        said = name_candidate(taken.candidate) if taken else "nothing taken"
+        said = name_candidate(taken.candidate, history.config) if taken else "nothing taken"
         where = "" if number in way else f" (left, {history.branch})"
-        named.append((f"{number}: depth {len(history.steps)}, {said}{where}", number))
+        named.append((f"{number}: step {len(history.steps)}, {said}{where}", number))
     return named
 
 
@@ -179,10 +179,11 @@ def name_others(
     options = [("as it was taken", AS_TAKEN)]
     if number is None or not 0 <= number < len(nodes) or not nodes[number].history.steps:
         return options
-    step = nodes[number].history.steps[-1]
+    step, config = nodes[number].history.steps[-1], nodes[number].history.config
     known = [o for o in step.outcomes if o.failed is None and o is not step.taken]
     return options + [
-        (f"take {name_candidate(o.candidate)} · {o.val_acc:.3f}", o.candidate.index) for o in known
+        (f"take {name_candidate(o.candidate, config)} · {o.val_acc:.3f}", o.candidate.index)
+        for o in known
     ]
 
 # %% ../nbs/43c_views.ipynb #7d356aa6

@@ -88,10 +88,12 @@ def show_choices(
     step, record = place.step, place.watch.record
     known = [o for o in step.outcomes if o.failed is None] if step else []
     if _is_new(panel, "candidate", step):
+        config = record.history.config if record.history else None
         panel.candidate.options = [
-            (f"{name_candidate(o.candidate)} · {o.val_acc:.3f}", o.candidate.index) for o in known
+            (f"{name_candidate(o.candidate, config)} · {o.val_acc:.3f}", o.candidate.index)
+            for o in known
         ]
-        compare = record.history.config.compare if record.history else "loss"
+        compare = config.compare if config else "loss"
         best = best_outcome(last_rung(known), compare)
         if step is not None and best is not None:
             held = [outcome.candidate.index for outcome in known]

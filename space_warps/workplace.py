@@ -247,7 +247,7 @@ class Workplace:
     def check_rest(self) -> None:
         "Raise `InputError` while something is trained."
         if self.state in ("training", "paused"):
-            raise InputError("the search is training; wait for the end of the depth, or stop it")
+            raise InputError("the search is training; wait for the end of the step, or stop it")
 
     def begun(self) -> Session:
         "The session; raises `InputError` where no run was taken up."
@@ -282,7 +282,7 @@ class Workplace:
         config: Config,  # What is asked, where there is no run yet
         should_stop: Callable[[], bool] = lambda: False,  # Asked before each measurement
     ) -> tuple[float, ...]:  # Seconds of each training; none where no depth comes next
-        "How long the next depth will take; raises `InputError` while something is trained, `Stopped` when asked to."
+        "How long the next step will take; raises `InputError` while something is trained, `Stopped` when asked to."
         self.check_rest()
         if self.session is not None:
             config, runner = self.config, self.session.ready()

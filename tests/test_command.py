@@ -200,7 +200,7 @@ def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "event", "stopped", "kept"),
     [
-        (["search.epochs_per_eval=100000"], b"EpochEnded", "asked to stop at depth 1", []),
+        (["search.epochs_per_eval=100000"], b"EpochEnded", "asked to stop at step 1", []),
         (
             ["search.max_layers=1", "search.k_candidates=[4]", "search.finish_epochs=100000"],
             b"FinishStarted",

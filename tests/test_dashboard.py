@@ -272,7 +272,7 @@ def test_a_network_is_grown_by_hand(lab: Lab, show: Callable[..., Shown]) -> Non
     choice.select_option(index=other)
     shown.expect(shown.picture("flips")).not_to_have_attribute("src", flips or "")
     shown.press("Accept this one")
-    shown.says("resting at depth 1")
+    shown.says("resting at step 1")
     assert read_history(run_of(runs)).steps[0].decision.index == other
 
     shown.page.wait_for_timeout(2000)  # what follows from the decision is drawn
@@ -284,7 +284,7 @@ def test_a_network_is_grown_by_hand(lab: Lab, show: Callable[..., Shown]) -> Non
     shown.picture("tree").wait_for()
     shown.keep("asking_light")
     shown.press("Undo")
-    shown.says("resting at depth 1")
+    shown.says("resting at step 1")
 
     shown.page.get_by_placeholder("branch name").fill("main")
     shown.page.get_by_placeholder("branch name").press("Tab")
@@ -303,9 +303,9 @@ def test_a_network_is_grown_by_hand(lab: Lab, show: Callable[..., Shown]) -> Non
     shown.press("Step")
     shown.says("asking")
     shown.press("Accept best")
-    shown.says("resting at depth 2")
+    shown.says("resting at step 2")
     shown.press("Finish")
-    shown.says("at its end: growing was ended at depth 2")
+    shown.says("at its end: growing was ended at step 2")
 
     record = read_record(run_of(runs))
     assert record.model_sha256 == headless(run_of(runs))
@@ -365,7 +365,7 @@ def test_pause_reload_restart(lab: Lab, show: Callable[..., Shown]) -> None:
     shown.page.get_by_role("button", name="Confirm Kernel Restart").click()
     shown.expect(shown.bar).to_contain_text("| Idle")
     shown.run_all()
-    shown.says("resting at depth")
+    shown.says("resting at step")
     assert not read_record(run_of(runs)).is_complete
     assert (run_of(runs) / "events.jsonl").stat().st_size >= before > 0
     shown.press("Start")
@@ -404,7 +404,7 @@ def test_wrong_values_and_errors_in_the_dark(lab: Lab, show: Callable[..., Shown
     rate.press("Tab")
     shown.expect(said).to_have_count(0)
     shown.press("Start")
-    shown.says("all candidates failed at depth 1")
+    shown.says("all candidates failed at step 1")
     shown.says("the loss became nan")
     shown.press("New run")
     shown.tab("Settings")

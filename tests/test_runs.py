@@ -425,10 +425,10 @@ def test_a_step_whose_candidates_all_fail_is_an_error_each_time(
     run = tmp_path / "run"
     words = [*tiny.words(), f"run.dir={run}", *QUICK, "search.k_candidates=[[4],[10000000000]]"]
     assert main(["search", *words]) == 2
-    assert "all candidates failed at depth 2" in capsys.readouterr().err
+    assert "all candidates failed at step 2" in capsys.readouterr().err
     assert RunTree(run).at(1).model().num_layers == 1, "what was grown before is there"
     assert go_on(run) == 2
-    assert "all candidates failed at depth 2" in capsys.readouterr().err
+    assert "all candidates failed at step 2" in capsys.readouterr().err
     assert main(["branch", f"run.dir={run}", "step=1", "branch=b", "search.max_layers=1"]) == 0
     assert go_on(run) == 0
 
