@@ -92,7 +92,8 @@ def main(
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
         return _refuse(
-            f"cannot read or write{place}: {error.strerror or error}; see to it and start again"
+            f"cannot read or write{place}: {error.strerror or error}; see to it and start again, a "
+            "search that had begun with run.resume=true"
         )
 
 

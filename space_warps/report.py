@@ -311,7 +311,7 @@ def plot_pareto(
             axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(0.1)
     figure.axes[0].set_ylabel("validation log-loss (nats)")
-    about = "every candidate; blue: none is better and smaller, with its number of blocks"
+    about = "every candidate; blue: no other has less of all three; in it the number of blocks"
     figure.suptitle(
         "the blue ones of pareto.png, by the clock" if latency is not None else about,
         fontsize=9,

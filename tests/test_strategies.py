@@ -13,6 +13,7 @@ from space_warps.cli import main
 from space_warps.events import CandidateEnded, EpochEnded, Event, StepEnded
 from space_warps.record import read_history
 from space_warps.runs import RunFolder
+from space_warps.tree import RunTree
 
 WIDE = [
     "data.features=[]",
@@ -49,6 +50,35 @@ def test_every_strategy_grows_a_network(tiny: Tiny, tmp_path: Path, strategy: st
     assert (tmp_path / "first" / "pareto.png").is_file()
     for point in first["pareto"]:
         assert (tmp_path / "first" / f"{point['name']}.safetensors").is_file()
+
+
+def test_random_search_hands_over_the_best_of_its_draws(tiny: Tiny, tmp_path: Path) -> None:
+    words = [*WIDE, "search.strategy=random", "search.max_steps=6", "search.finish=false"]
+    summary, run = grow(tiny, tmp_path / "run", *words, "search.num_candidates=2"), tmp_path / "run"
+    steps = read_history(run).steps
+    assert len(steps) == 6
+    kinds = [step.decision.kind for step in steps]
+    assert kinds[0] == "accept"
+    assert "hold" in kinds[:-1]
+    best = None
+    for step in steps:
+        assert step.control.candidate.blocks == (best.candidate.blocks if best else ())
+        every = [*step.outcomes, *([best] if best else [])]
+        best = min(every, key=lambda outcome: outcome.val_loss)
+        assert (step.taken is None) == (step.decision.kind == "hold") == (best in every[2:])
+    assert best is not None
+    assert summary["final_val_log_loss"] == best.val_loss
+    grown = RunTree(run).network(best.candidate.name)
+    assert sum(p.numel() for p in grown.parameters()) == summary["total_trainable_params"]
+    held = 1 + kinds.index("hold")
+    branch = [f"run.dir={run}", f"step={held}", "branch=deeper", "search.strategy=greedy"]
+    assert main(["branch", *branch, f"search.max_steps={held + 1}"]) == 0
+    assert main(["search", f"run.dir={run}", "run.resume=true"]) == 0
+    *before, above = read_history(run).steps
+    tried = [outcome for step in before for outcome in step.outcomes]
+    parent = min(tried, key=lambda outcome: outcome.val_loss).candidate.blocks
+    assert above.control.candidate.blocks == parent
+    assert {outcome.candidate.blocks[:-1] for outcome in above.outcomes} == {parent}
 
 
 class Killed(Exception):
@@ -161,7 +191,7 @@ def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Pa
     losses = {key: outcome.epochs[0].val_loss for key, outcome in tried.items()}
     assert len(set(losses.values())) == 6
     told = summary["steps"][1]["candidates"]
-    assert [each["start"] for each in told] == [o.candidate.start for o in second.outcomes]
+    assert [each["recipe"]["start"] for each in told] == [o.candidate.start for o in second.outcomes]
     assert [each["inherited_epochs"] for each in told] == [
         o.candidate.inherited_epochs for o in second.outcomes
     ]
