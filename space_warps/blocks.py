@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['POOLINGS', 'ACTIVATIONS', 'BlockFamily', 'MapShape', 'BlockSpec', 'register_block', 'registered_blocks',
-           'build_block', 'find_family', 'Block', 'last_layers', 'conv_block', 'block_output_shape', 'check_family']
+           'build_block', 'find_family', 'Block', 'last_layers', 'conv_block', 'block_output_shape', 'FamilyFault',
+           'check_family']
 
 # %% ../nbs/10a_blocks.ipynb #1ef553c8
 import functools
@@ -173,13 +174,19 @@ def block_output_shape(
     return _shape_after(find_family(spec), spec, in_shape)
 
 
+class FamilyFault(InputError):
+    "A family does not keep what every family has to."
+
+
 @functools.lru_cache(maxsize=2**14)  # a family that is registered anew is another key
 def _shape_after(family: BlockFamily, spec: BlockSpec, in_shape: MapShape) -> MapShape:
     try:
         with torch.device("meta"), torch.no_grad():
             shape = tuple(family(in_shape[0], spec).eval()(torch.empty(2, *in_shape)).shape)
+    except InputError:  # what the family says of a spec that it has no block for
+        raise
     except Exception as error:  # code of others: anything may be wrong with it
-        raise InputError(
+        raise FamilyFault(
             f"the family {spec.kind!r} cannot build or run a block for maps of {list(in_shape)}: "
             f"{type(error).__name__}: {error}"
         ) from error
@@ -187,7 +194,7 @@ def _shape_after(family: BlockFamily, spec: BlockSpec, in_shape: MapShape) -> Ma
     fits = len(shape) == 4 and shape[:2] == (2, spec.k)
     if not fits or any(n not in ends for n, ends in zip(shape[2:], sides, strict=True)):
         wanted = [2, spec.k, *(ends[0] for ends in sides)]
-        raise InputError(
+        raise FamilyFault(
             f"the family {spec.kind!r} makes {list(shape)} of two maps of {list(in_shape)}; it has "
             f"to give k={spec.k} channels, and height and width divided by {spec.pool}: {wanted}"
         )
@@ -198,6 +205,11 @@ def check_family(
     spec: BlockSpec,  # One of its blocks
     in_channels: int,  # Number of channels that come in
 ) -> None:
-    "Try it on maps that are large enough; raises `InputError` where its family is at fault."
+    "Try it on maps that are large enough; raises `FamilyFault`. It may refuse a spec by `InputError`."
     side = 4 * max(spec.pool, spec.kernel_size)
-    block_output_shape(spec, (in_channels, side, side))
+    try:
+        block_output_shape(spec, (in_channels, side, side))
+    except FamilyFault:
+        raise
+    except InputError:
+        return

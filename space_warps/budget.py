@@ -98,7 +98,7 @@ def propose_within(
 def _proposed(history: SearchHistory) -> list[Proposal]:
     "What the strategy proposes, held to the limits whoever wrote it."
     config = history.config
-    proposed = [checked(history, each) for each in propose_next(history)]
+    proposed = [checked(history, each) for each in propose_next(history) or ()]
     if not proposed:
         raise InputError(f"the strategy {config.strategy!r} proposes nothing to try")
     return possible(history, proposed)[: config.num_candidates or None]

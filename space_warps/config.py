@@ -128,9 +128,9 @@ class Config:
     def depth(self) -> int:
         "The step as a number; raises `InputError` where it is none."
         if self.step is None:
-            raise InputError("step is missing; give a depth of the run, 0 is the empty network")
+            raise InputError("step is missing; give the number of a step, 0 is the empty network")
         if not isinstance(self.step, int) or isinstance(self.step, bool):
-            raise InputError(f"step is a depth, a whole number from 0; got {self.step!r}")
+            raise InputError(f"step is a whole number from 0; got {self.step!r}")
         return self.step
 
 # %% ../nbs/42a_config.ipynb #ed74fa5e

@@ -17,6 +17,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import numpy as np
 import torch
 from cattrs import Converter, transform_error
 from cattrs.errors import BaseValidationError
@@ -208,9 +209,12 @@ def to_json(
 def as_floats(
     record: Any,  # A dataclass, also a frozen one; it is changed
 ) -> None:
-    "Make whole numbers floats where a field wants floats: 0 comes back as 0.0 from a file."
+    "Make whole numbers floats where a field wants floats, and numbers of numpy plain ones."
     for each in fields(record):
         value = getattr(record, each.name)
+        if isinstance(value, np.integer | np.floating | np.bool_):
+            value = value.item()
+            object.__setattr__(record, each.name, value)
         if type(value) is int and float in (each.type, *get_args(each.type)):
             object.__setattr__(record, each.name, float(value))
 

@@ -83,27 +83,30 @@ def decide(
     best = best_outcome(outcomes, config.compare)
     if best is None:
         return Decision("reject", None, f"all candidates failed; the first: {outcomes[0].failed}")
-    paying = [
-        each for each in alike if _pays(config, each, _rival(config, each, accepted, control))
-    ]
-    taken = min(paying, key=lambda o: (o.num_params, badness(o, config.compare)), default=best)
+    pays = [o for o in outcomes if _pays(config, o, _rival(config, o, accepted, control))]
+    smallest = [outcome for outcome in alike if outcome in pays]
+    taken = min(smallest, key=lambda o: (o.num_params, badness(o, config.compare)), default=None)
+    on_trial = best_outcome([o for o in outcomes if not is_whole(o)], config.compare)
+    taken = taken or best_outcome(pays, config.compare) or on_trial or best
     index, beside = taken.candidate.index, _beside(config, outcomes, taken)
     reason = quality(taken, config.compare)
-    reason += "" if taken is best else f", as good as {quality(best, config.compare)}"
+    if taken is not best:
+        than = "as good as" if taken in smallest else "less good than"
+        reason += f", {than} {quality(best, config.compare)}"
     bar = _rival(config, taken, accepted, control)
     if bar is None:
         first = "the first network" if is_whole(taken) else "the first block"
         return Decision("accept", index, f"{reason}, {first}", beside=beside)
-    pays = _pays(config, taken, bar)
-    side = "better" if pays else "not better"
+    is_gain = taken in pays
+    side = "better" if is_gain else "not better"
     whose = "the control's" if bar is control else "before:"
     reason += f", {side} than {whose} {quality(bar, config.compare)}"
-    if pays and config.accept == "significant":
+    if is_gain and config.accept == "significant":
         test = dict(zip(outcomes, tests, strict=False)).get(taken)
-        pays = test is not None and is_shown(test, config.compare, num_tried or len(outcomes))
+        is_gain = test is not None and is_shown(test, config.compare, num_tried or len(outcomes))
         whom = "the control" if is_fair(taken, control) else "the network before"
-        reason += f", {'' if pays else 'but not '}shown against {whom}"
-    if pays:
+        reason += f", {'' if is_gain else 'but not '}shown against {whom}"
+    if is_gain:
         return Decision("accept", index, reason, beside=beside)
     if is_whole(taken):
         return Decision("hold", None, reason)
@@ -123,6 +126,8 @@ def _rival(
 
 
 def _pays(config: SearchConfig, outcome: Outcome, bar: Outcome | None) -> bool:
+    if outcome.failed is not None:
+        return False
     return bar is None or badness(outcome, config.compare) < badness(bar, config.compare)
 
 

@@ -127,7 +127,7 @@ def try_depth(
     whole = [grown for grown in done if _rung(grown) == longest]
     found = compare_with_control(control, whole, rows, derive_seed(config.seed, depth))
     compared = dict(zip([g.outcome for g in whole if g.outcome], found, strict=True))
-    num_held = len(history.steps) - history.num_accepted
+    num_held = sum(bool(step.beam) for step in history.steps[history.num_accepted :])
     before, own = accepted.outcome, list(compared)
     tests_of = list(found)
     if before is not None and config.accept == "significant":

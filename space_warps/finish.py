@@ -24,7 +24,7 @@ def propose_finish(
     past = grown.candidate.inherited_epochs + grown.candidate.plan.epochs
     depth, blocks = grown.candidate.depth, grown.candidate.blocks
     num_steps = max(config.max_layers, config.max_steps or 0, depth)
-    first_epoch = (num_steps + 1) * config.step_epochs  # not seen by the search
+    first_epoch = (num_steps + 1) * config.step_epochs  # not seen by this network
     seeds = [derive_seed(config.seed, 0, place) for place in range(config.finish_seeds + 1)]
     recipe = grown.candidate.recipe(config.varied)
     recipe.pop("new_lr", None)  # nothing is new by then

@@ -120,7 +120,8 @@ def plot_growth(
 ) -> Figure:
     "Validation accuracy against depth, growing as the search goes on."
     figure, (width, height) = blank(*size), size
-    axes = panel(figure, (46, 34, width - 8, height - 26), "depth (blocks)", "validation accuracy")
+    said = "step" if history and not history.steps_are_depths else "depth (blocks)"
+    axes = panel(figure, (46, 34, width - 8, height - 26), said, "validation accuracy")
     steps = history.steps if history else ()
     if steps:
         accepted = {id(outcome) for outcome in history.accepted} if history else set()

@@ -200,7 +200,7 @@ class Turn:
 
     def __post_init__(self) -> None:
         if self.to_step < 0:
-            raise InputError(f"a search goes back to a depth from 0 on; got {self.to_step}")
+            raise InputError(f"a search goes back to a step from 0 on; got {self.to_step}")
         if self.branch is None and (self.take is not None or self.changes):
             raise InputError("an undo changes nothing; give the branch a name to go another way")
         if self.branch is not None and not BRANCH_NAME.fullmatch(self.branch):
@@ -209,7 +209,7 @@ class Turn:
                 f"another folder of a run (main, finish, step_...); got {self.branch!r}"
             )
         if self.take is not None and (self.to_step == 0 or self.take < 0):
-            raise InputError("a candidate is taken by its index, from 0, of a depth from 1")
+            raise InputError("a candidate is taken by its index, from 0, of a step from 1")
         if self.is_last and self.to_step == 0:
             raise InputError("the empty network cannot be trained in full; grow a block first")
 
@@ -283,6 +283,12 @@ class SearchHistory:
     def beam(self) -> tuple[Outcome, ...]:
         "The outcomes that the next step builds on, the best first; none where it is the empty network."
         return next((step.beam for step in reversed(self.steps) if step.beam), ())
+
+    @property
+    def steps_are_depths(self) -> bool:
+        "Whether each step has put one block on top, or tried to."
+        every = (outcome.candidate for step in self.steps for outcome in step.outcomes)
+        return all(len(candidate.blocks) == candidate.depth for candidate in every)
 
     @property
     def final(self) -> Outcome | None:

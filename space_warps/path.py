@@ -88,7 +88,7 @@ def reason_to_stop(
         return f"growing was ended at step {depth - 1}"
     most = most_steps(config)
     if most is not None and depth > most:
-        if config.max_steps is None and len(path.history.tips[0]) < most:
+        if config.max_steps is None and not path.history.steps_are_depths:
             return f"{most} steps, as many as max_layers={most}; max_steps allows more"
         return f"{'max_layers' if config.max_steps is None else 'max_steps'}={most} reached"
     if config.time_budget_s is not None and seconds > config.time_budget_s:

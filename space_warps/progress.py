@@ -42,7 +42,8 @@ def describe_step(
     if num_val:
         low, high = accuracy_interval(taken.val_acc, num_val)
         interval = f" ({low:.3f} to {high:.3f})"
-    if test := step.test_of(taken):
+    test = step.test_of(taken)
+    if test and taken.candidate.morph != "fresh":  # which need not be better than the control
         gain, low, high = (100 * share for share in (test.gain, test.gain_low, test.gain_high))
         control += f": {test.verdict}, {gain:+.1f} points ({low:+.1f} to {high:+.1f})"
     verb = "took" if step.decision.kind == "accept" else "no gain yet, holds"

@@ -198,8 +198,7 @@ def plot_accuracy_vs_depth(
     "Accuracy with intervals and the control above, channels and parameters per depth below."
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
-    tried = [outcome.candidate for step in history.steps for outcome in step.outcomes]
-    is_depth = all(len(candidate.blocks) == candidate.depth for candidate in tried)
+    is_depth = history.steps_are_depths
     top, bottom = figure.subplots(2, 1, sharex=is_depth, height_ratios=[2, 1])
     _plot_accuracy(top, history)
     _plot_size(bottom, history, is_depth)

@@ -87,6 +87,9 @@ def decided(
     trained = {outcome.candidate.index for outcome in step.outcomes if outcome.failed is None}
     if decision.kind == "reject":
         return replace(step, decision=replace(decision, index=None))
+    goes_on = ("hold", None)  # the rule's own words: nothing is taken, and growing goes on
+    if (decision.kind, decision.index) == goes_on == (step.decision.kind, step.decision.index):
+        return replace(step, decision=decision)
     if unknown := [each for each in (decision.index, *decision.beside) if each not in trained]:
         told = ", ".join(map(str, sorted(trained))) or "none that could be trained"
         raise InputError(
@@ -175,12 +178,13 @@ def _begin(config: SearchConfig, runner: Runner, past: Past | None) -> Path:
 
 
 def _check_families(history: SearchHistory) -> None:
-    "Raise `InputError` for a family that does not build what it has to, before anything is trained."
+    "Raise `FamilyFault` for a family that does not build what it has to, before anything is trained."
     width = history.empty.encoded_shape[0]
     for depth in range(1, min(2, history.config.max_layers) + 1):
-        one_each = {spec.kind: spec for spec in history.config.specs_at(depth)}
-        for spec in one_each.values():
+        specs = history.config.specs_at(depth)
+        for spec in specs:
             check_family(spec, width)
+        width = specs[0].k
 
 
 def _typical_seconds(config: SearchConfig, runner: Runner) -> float:

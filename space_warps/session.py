@@ -154,8 +154,10 @@ class Session:
         "Grow no further and train what is there in full."
         if self.state == "asking":
             assert self.asked is not None
+            last_word = replace(self.asked.decision, by="person", is_last=True)
+            self._check((last_word,))
             self._by_steps = False
-            return self.say(replace(self.asked.decision, by="person", is_last=True))
+            return self.say(last_word)
         if self.state != "resting":
             raise InputError("the search is training; wait for the end of the step, or stop it")
         history = going_on(read_record(self.folder))

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from .blocks import BlockFamily, BlockSpec, find_family
+from .blocks import BlockFamily, BlockSpec, FamilyFault, find_family
 from .core import InputError, canonical_json, choose_device, to_json
 from .cost import count_cost, measure_latency
 from .history import Candidate, SearchHistory
 from .identity import allows_identity, allows_widening
 from .model import Architecture
-from .settings import LISTS, SearchConfig, recipes
+from .settings import LISTS, SearchConfig, check_varied, recipes
 
 # %% ../nbs/22d_space.ipynb #04cac0a1
 @dataclass(frozen=True)
@@ -135,6 +135,8 @@ def is_within(
     "Whether a network can be built and is within all limits."
     try:
         return excess(config, empty, blocks) is None
+    except FamilyFault:
+        raise
     except InputError:
         return False
 
@@ -176,6 +178,8 @@ def possible(
             continue
         try:
             above = excess(history.config, history.empty, proposal.blocks)
+        except FamilyFault:
+            raise
         except InputError as error:
             reasons.append(str(error))
             continue
@@ -238,21 +242,36 @@ def checked(
     config, tips = history.config, history.tips
     if not isinstance(proposal, Proposal):
         raise InputError(f"a strategy proposes `Proposal`s; got {proposal!r}")
-    if proposal.morph not in MORPHS:
-        raise InputError(f"a morph is one of {', '.join(MORPHS)}; got {proposal.morph!r}")
-    if not 0 <= proposal.parent < len(tips):
+    blocks, morph, place, recipe = proposal.blocks, proposal.morph, proposal.parent, proposal.recipe
+    if not blocks or not all(isinstance(spec, BlockSpec) for spec in blocks):
+        raise InputError(f"the blocks of a proposal are one `BlockSpec` or more; got {blocks!r}")
+    if len(blocks) > config.max_layers:
+        raise InputError(f"a proposal has {len(blocks)} blocks; max_layers={config.max_layers}")
+    if morph not in MORPHS:
+        raise InputError(f"a morph is one of {', '.join(MORPHS)}; got {morph!r}")
+    if not isinstance(place, int) or not 0 <= place < len(tips):
         raise InputError(
-            f"a proposal builds on network {proposal.parent}; the step builds on {len(tips)}, "
-            "counted from 0"
+            f"a proposal builds on network {place}; the step builds on {len(tips)}, counted from 0"
         )
-    if unknown := [name for name in proposal.recipe if name not in config.varied]:
+    kept = {"deepen": tips[place], "fresh": tuple(blocks[:-1])}.get(morph, tips[place][:-1])
+    if tuple(blocks[:-1]) != kept:
+        raise InputError(
+            f"{morph} leaves the blocks below as they are, {len(kept)} of its parent's; a network "
+            "with other ones is drawn as a whole, which is the morph fresh"
+        )
+    if not isinstance(recipe, dict):
+        raise InputError(f"a recipe names values, as {{'lr': 0.001}}; got {recipe!r}")
+    if unknown := [name for name in recipe if name not in config.varied]:
         known = ", ".join(config.varied) or "nothing"
         raise InputError(f"a recipe has what vary names; vary names {known}; got {unknown[0]!r}")
-    if len(proposal.recipe) == len(config.varied) or not proposal.blocks:
-        return proposal
+    check_varied({name: (value,) for name, value in recipe.items()})
+    if "dropout" in recipe:
+        below = [replace(spec, dropout=recipe["dropout"]) for spec in blocks[:-1]]
+        last = replace(blocks[-1], dropout=recipe["dropout"])
+        blocks = (*(below if morph == "fresh" else blocks[:-1]), last)
     usual: dict[str, Any] = {"start": "copy" if config.copy_weights else "fresh"}
     usual |= {"lr": config.lr, "weight_decay": config.weight_decay, "jitter": config.jitter}
-    usual |= {"augmentation": 1.0, "new_lr": 1.0, "dropout": proposal.blocks[-1].dropout}
-    usual |= proposal.recipe
+    usual |= {"augmentation": 1.0, "new_lr": 1.0, "dropout": blocks[-1].dropout, **recipe}
     recipe = {name: usual[name] for name in config.varied}
-    return settled(config, replace(proposal, recipe=recipe), tips[proposal.parent])
+    asked = replace(proposal, blocks=tuple(blocks), recipe=recipe)
+    return settled(config, asked, tips[place])

@@ -59,7 +59,7 @@ def run_replay(
 
 def _which(config: Config) -> int | None:
     if config.step is None:
-        raise InputError("step is missing; give a depth, or finish for the training in full")
+        raise InputError("step is missing; give its number, or finish for the training in full")
     return None if config.step == "finish" else config.depth
 
 # %% ../nbs/42e_steering.ipynb #940d5969

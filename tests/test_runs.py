@@ -322,7 +322,7 @@ def test_back_on_a_branch_and_replayed(
         (["branch", "step=1", "branch=new", "run.keep=all"], "branch does nothing with run.keep"),
         (["undo", "step=1", "take=0"], "undo does nothing with take"),
         (["branch", "step=1", "branch=new", "search.lr=-1"], "lr is a learning rate above 0"),
-        (["undo", "step=up"], "step is a depth"),
+        (["undo", "step=up"], "step is a whole number"),
         (["replay", "step=9"], "no step 9"),
     ):
         assert main([words[0], f"run.dir={run}", *words[1:]]) == 2
