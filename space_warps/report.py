@@ -303,7 +303,8 @@ def plot_pareto(
             axes.plot(*place, "o", color=BLUE, markersize=10, markeredgecolor="white")
             axes.annotate(f"{len(o.candidate.blocks)}", place, color="white", fontsize=7, **how)
         axes.set(xlabel=said)
-        if others and latency is None:  # sizes differ by powers of ten, times do not
+        sized = [cost[id(o)] for o in others]
+        if sized and min(sized) > 0 and latency is None:  # sizes differ by powers of ten
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter("{x:g}")

@@ -191,7 +191,9 @@ def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Pa
     losses = {key: outcome.epochs[0].val_loss for key, outcome in tried.items()}
     assert len(set(losses.values())) == 6
     told = summary["steps"][1]["candidates"]
-    assert [each["recipe"]["start"] for each in told] == [o.candidate.start for o in second.outcomes]
+    assert [each["recipe"]["start"] for each in told] == [
+        o.candidate.start for o in second.outcomes
+    ]
     assert [each["inherited_epochs"] for each in told] == [
         o.candidate.inherited_epochs for o in second.outcomes
     ]
