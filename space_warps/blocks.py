@@ -12,6 +12,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,6 +45,9 @@ class BlockSpec:
 
     def __post_init__(self) -> None:
         as_floats(self)
+        for name in ("k", "kernel_size", "pool"):
+            if type(got := getattr(self, name)) is not int:
+                raise InputError(f"{name} is a whole number; got {got!r}")
         if self.k < 1:
             raise InputError(f"k is a number of channels, at least 1; got {self.k}")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
@@ -70,6 +74,8 @@ def register_block(
     kind: str,  # Name of the family; a name used before is replaced
 ) -> Callable[[BlockFamily], BlockFamily]:
     "Decorator: make a function `(in_channels, spec) -> nn.Module` known as a family of blocks."
+    if not isinstance(kind, str):
+        raise InputError(f'a family has a name: @register_block("mine"); got {kind!r}')
 
     def register(family: BlockFamily) -> BlockFamily:
         _families[kind] = family
@@ -182,13 +188,16 @@ class FamilyFault(InputError):
 def _shape_after(family: BlockFamily, spec: BlockSpec, in_shape: MapShape) -> MapShape:
     try:
         with torch.device("meta"), torch.no_grad():
-            shape = tuple(family(in_shape[0], spec).eval()(torch.empty(2, *in_shape)).shape)
+            block: Any = family(in_shape[0], spec)
+            if not isinstance(block, nn.Module):
+                raise TypeError(f"it has to return a torch.nn.Module; got {block!r}")
+            shape = tuple(block.eval()(torch.empty(2, *in_shape)).shape)
     except InputError:  # what the family says of a spec that it has no block for
         raise
     except Exception as error:  # code of others: anything may be wrong with it
         raise FamilyFault(
             f"the family {spec.kind!r} cannot build or run a block for maps of {list(in_shape)}: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error} (it is tried on shapes, without numbers)"
         ) from error
     sides = [(side // spec.pool, -(-side // spec.pool)) for side in in_shape[1:]]
     fits = len(shape) == 4 and shape[:2] == (2, spec.k)

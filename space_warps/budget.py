@@ -7,6 +7,7 @@ __all__ = ['PLANNED', 'epochs_of_step', 'epochs_of_finish', 'epochs_spent', 'mos
            'describe_step_cost', 'describe_cost', 'check_turn', 'in_epochs']
 
 # %% ../nbs/22h_budget.ipynb #7dfe9541
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -71,10 +72,11 @@ def affordable(
     left = budget - epochs_spent(history) - epochs_of_finish(config)
     one, last = epochs_of_step(config, 1), epochs_of_finish(config)
     if one > left:
+        spent = epochs_spent(history)
         raise InputError(
             f"the budget of {budget} epochs has no room for step {len(history.steps) + 1}: one "
-            f"candidate and the control take {one}, the training in full {last}, "
-            f"{epochs_spent(history)} are spent"
+            f"candidate and the control take {one}, the training in full {last}, {spent} are spent; "
+            f"{spent + one + last} would do"
         )
     done, room = len(history.steps), left
     if not config.num_candidates:  # nobody has said how many: leave as much for the steps to come
@@ -98,7 +100,10 @@ def propose_within(
 def _proposed(history: SearchHistory) -> list[Proposal]:
     "What the strategy proposes, held to the limits whoever wrote it."
     config = history.config
-    proposed = [checked(history, each) for each in propose_next(history) or ()]
+    found = propose_next(history)
+    if not isinstance(found, Iterable | None):
+        raise InputError(f"the strategy {config.strategy!r} lists `Proposal`s; got {found!r}")
+    proposed = [checked(history, each) for each in found or ()]
     if not proposed:
         raise InputError(f"the strategy {config.strategy!r} proposes nothing to try")
     return possible(history, proposed)[: config.num_candidates or None]

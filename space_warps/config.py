@@ -111,10 +111,10 @@ class Config:
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     out: str | None = None  # File for the figures of evaluate; None is the run's evaluation.json
     track: Any = None  # tensorboard, wandb, or a list of both
-    step: Any = None  # A depth of the run, 0 is the empty network; finish: the training in full
+    step: Any = None  # A step of the run, 0 is the empty network; finish: the training in full
     node: int | None = None  # A node of tree, whose story it is; None is the present one
     branch: str | None = None  # Name of the way that begins at this depth
-    take: int | None = None  # Candidate of this depth to take instead of the one that was
+    take: int | None = None  # Candidate of this step, by its number in report.html, to take instead
     note: str = ""  # What shall be remembered of a turn
 
     @property

@@ -15,6 +15,7 @@ from .settings import SearchConfig
 
 # %% ../nbs/20e_naming.ipynb #6af8c896
 LISTED = {
+    "families": "kind",
     "kernel_sizes": "kernel_size",
     "poolings": "pooling",
     "activations": "activation",
@@ -25,7 +26,7 @@ LISTED = {
 def searched(
     config: SearchConfig,  # What the search does
 ) -> tuple[str, ...]:  # Fields of a block, then names of `vary`
-    "What it tries more than one value of, apart from widths and families."
+    "What it tries more than one value of, apart from widths."
     lists = [name for listed, name in LISTED.items() if len(getattr(config, listed)) > 1]
     return (*lists, *(name for name, values in config.varied.items() if len(values) > 1))
 
@@ -34,8 +35,9 @@ def describe_block(
     spec: BlockSpec,  # The block
     told: Collection[str] = (),  # As `searched` gives it
 ) -> str:
-    "A block in a word or two; of the plain kind its channels are enough."
-    words = [f"k={spec.k}" if spec.kind == "conv" else f"{spec.kind} k={spec.k}"]
+    "A block in a few words; where all are plain ones their channels are enough."
+    is_plain = spec.kind == "conv" and "kind" not in told
+    words = [f"k={spec.k}" if is_plain else f"{spec.kind} k={spec.k}"]
     if "kernel_size" in told:
         words.append(f"{spec.kernel_size}x{spec.kernel_size}")
     if "pooling" in told:

@@ -8,7 +8,7 @@ __all__ = ['COLOURS', 'STYLE', 'plot_confusion', 'plot_reliability', 'plot_curve
 # %% ../nbs/32d_page.ipynb #13300fbd
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .core import write_atomic
 from .history import SearchHistory
 from .metrics import in_digits
 from .naming import describe_candidate
+from .progress import describe_decision
 from space_warps.report import (
     BLUE,
     GREEN,
@@ -129,19 +130,21 @@ def _drawing(figure: Figure, said: str) -> str:
     return f"<figure>{drawn[drawn.index('<svg') :].replace('<svg', f'<svg {named}', 1)}</figure>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], marked: Collection[int] = ()) -> str:
     def line(cells: Sequence[Any], tag: str) -> str:
         *first, last = (html.escape(str(cell)) for cell in cells)
         rest = len(head) - len(cells) + 1  # a short row ends in a sentence
         wide = f' colspan="{rest}"' if rest > 1 else ""
         return "".join(f"<{tag}>{cell}</{tag}>" for cell in first) + f"<{tag}{wide}>{last}</{tag}>"
 
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    starts = ['<tr class="taken">' if n in marked else "<tr>" for n in range(len(rows))]
+    body = "".join(f"{s}{line(row, 'td')}</tr>" for s, row in zip(starts, rows, strict=True))
     return f"<table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 # %% ../nbs/32d_page.ipynb #9f24d6b2
 def _growth(history: SearchHistory, summary: dict[str, Any]) -> str:
-    rows = []
+    rows: list[list[Any]] = []
+    marked = []
     for done, step in zip(history.steps, summary["steps"], strict=True):
         names = [describe_candidate(o.candidate, history.config) for o in done.outcomes]
         every = [*step["candidates"], step["control"]]
@@ -149,18 +152,23 @@ def _growth(history: SearchHistory, summary: dict[str, Any]) -> str:
             said = tried["failed"] or f"{tried['val_accuracy']:.3f}"
             loss = "" if tried["failed"] else f"{tried['val_log_loss']:.3f}"
             epochs = f"{tried['epochs']} + {tried['inherited_epochs']}"
-            line = [step["depth"], name, said, loss, f"{tried['params']:,}", epochs]
-            rows.append([*line, tried.get("dropped") or _verdict(tried.get("against_control"))])
+            number = tried.get("index", "")
+            line = [step["step"], number, name, said, loss, f"{tried['params']:,}", epochs]
+            marked += [len(rows)] if number in step["built_on_next"] else []
+            rows.append([*line, tried.get("dropped") or _verdict(tried)])
         reason, told = step["reason"], step["rank_correlation"]
         if told is not None:
             reason += f"; what was expected and what was found: rank correlation {told:+.2f}"
-        rows.append([step["depth"], step["decision"], reason])
-    head = ["step", "candidate", "accuracy", "log-loss", "parameters", "epochs + inherited"]
-    return _table([*head, "against the control (95% interval)"], rows)
+        rows.append([step["step"], "", describe_decision(done), reason])
+    head = ["step", "no.", "candidate", "accuracy", "log-loss", "parameters", "epochs + inherited"]
+    said = "<p>In bold what was taken, or kept beside it; <code>take=</code> of a branch wants its number.</p>"
+    return said + _table([*head, "against the control (95% interval)"], rows, marked)
 
 
-def _verdict(test: dict[str, Any] | None) -> str:
-    if test is None:
+def _verdict(tried: dict[str, Any]) -> str:
+    "What the rows say; nothing of a network drawn as a whole, which need not beat the control."
+    test = tried.get("against_control")
+    if test is None or tried["morph"] == "fresh":
         return ""
     gain, low, high = (100 * test[name] for name in ("gain", "gain_low", "gain_high"))
     told = f"{test['verdict']}: {gain:+.1f} points ({low:+.1f} to {high:+.1f})"
@@ -253,6 +261,7 @@ th { border-bottom: 2px solid #888; font-weight: 600; }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: 100%; vertical-align: top; }
 svg { max-width: 100%; height: auto; }
 pre { background: #f5f5f5; padding: 1rem; white-space: pre-wrap; }
+tr.taken { font-weight: 600; background: #eef4fa; }
 """
 
 

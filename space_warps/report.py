@@ -149,13 +149,15 @@ def _epochs(step: Step, outcome: Outcome) -> dict[str, int]:
 def _step(step: Step, config: SearchConfig) -> dict[str, Any]:
     dropped = why_dropped(step, config.compare)
     return {
-        "depth": step.depth,
+        "step": step.depth,
         "decision": step.decision.kind,
         "reason": step.decision.reason,
         "by": step.decision.by,
         "note": step.decision.note,
         "candidates": [
             {
+                "index": outcome.candidate.index,
+                "name": outcome.candidate.name,
                 **to_json(outcome.candidate.blocks[-1]),
                 "morph": outcome.candidate.morph,
                 **_whole(outcome),
@@ -230,7 +232,7 @@ def _plot_accuracy(axes: Any, history: SearchHistory) -> None:
     )
     axes.set_ylabel(f"validation accuracy\n({history.num_val} rows, 95% interval)")
     title = f"{_blocks(len(history.layers()))}; {history.stopped}"
-    axes.set_title(textwrap.fill(title, 90), fontsize=9)
+    axes.set_title(textwrap.fill(title, 75), fontsize=9)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     beside: dict[str, Any] = {"loc": "outside upper center", "ncols": 3}
     axes.figure.legend(handles.values(), handles.keys(), fontsize=8, frameon=False, **beside)
@@ -266,7 +268,8 @@ def _plot_size(axes: Any, history: SearchHistory, is_depth: bool) -> None:
     depths = [layer["layer"] for layer in layers]
     bars = axes.bar(depths, [layer["k"] for layer in layers], width=0.5, color=BLUE, alpha=0.35)
     axes.set_ylabel("channels k", color=BLUE)
-    if any(layer["kind"] != "conv" for layer in layers):
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if "kind" in searched(history.config) or any(layer["kind"] != "conv" for layer in layers):
         names = [layer["kind"].replace("_", "\n") for layer in layers]
         axes.bar_label(bars, names, label_type="center", fontsize=8)
     if not is_depth:
@@ -276,7 +279,7 @@ def _plot_size(axes: Any, history: SearchHistory, is_depth: bool) -> None:
     if sizes:
         beside.plot(*zip(*sizes, strict=True), "s-", color=GREEN, markersize=5)
     beside.set_ylabel("parameters", color=GREEN)
-    beside.set_ylim(bottom=0)
+    beside.set_ylim(0, 1.1 * max((size for _, size in sizes), default=1))
 
 # %% ../nbs/30_report.ipynb #5e13a812
 def plot_pareto(

@@ -137,15 +137,17 @@ class SearchConfig:
                 BlockSpec(1, kernel_size=size)
             known = registered_blocks() if name == "families" else allowed
             if known is not None and (unknown := [v for v in values if v not in known]):
-                what = "unknown block" if name == "families" else f"unknown one of {name}"
+                what = "unknown block" if name == "families" else f"{name}: unknown value"
                 there = ", ".join(map(str, known))
                 raise InputError(f"{what} {unknown[0]!r}; registered: {there}")
         check_rungs(self.rungs)
         is_plain = self.strategy == "greedy" and self.morphs == ("deepen",) and not self.rungs
         if self.warm_start == "chained" and not is_plain:
             raise InputError(
-                "warm_start='chained' trains one candidate after the other, each from the best so "
-                "far; it goes with strategy='greedy' and morphs=['deepen'], and without rungs"
+                "warm_start='chained', which plain=true sets, trains one candidate after the other, "
+                "each from the best so far: it goes with strategy='greedy' and morphs=['deepen'], "
+                f"and without rungs; got strategy={self.strategy!r}, morphs={list(self.morphs)}, "
+                f"rungs={list(self.rungs)}; set warm_start=parallel for these"
             )
         check_varied({} if self.vary is None else self.vary)
         counted = (

@@ -27,6 +27,8 @@ def register_strategy(
     keeps_beam: bool = False,  # Whether a step builds on the `beam_width` best networks
 ) -> Callable[[Strategy], Strategy]:
     "Decorator: make a function of the history known as a strategy."
+    if not isinstance(name, str):
+        raise InputError(f'a strategy has a name: @register_strategy("mine"); got {name!r}')
 
     def register(strategy: Strategy) -> Strategy:
         _strategies[name] = strategy
