@@ -161,7 +161,7 @@ def _growth(history: SearchHistory, summary: dict[str, Any]) -> str:
             reason += f"; what was expected and what was found: rank correlation {told:+.2f}"
         rows.append([step["step"], "", describe_decision(done), reason])
     head = ["step", "no.", "candidate", "accuracy", "log-loss", "parameters", "epochs + inherited"]
-    said = "<p>In bold what was taken, or kept beside it; <code>take=</code> of a branch wants its number.</p>"
+    said = "<p>In bold what was taken, or kept beside it; a branch takes by number.</p>"
     return said + _table([*head, "against the control (95% interval)"], rows, marked)
 
 

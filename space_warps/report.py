@@ -11,7 +11,7 @@ import io
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def summarise(
             for step in history.steps
             if any(o is each for each in step.outcomes)
         ],
-        "architecture": _architecture(history),
+        "architecture": [_layer(dict(layer)) for layer in history.layers()],
+        "blocks": _blocks_of(history.accepted[-1]) if history.accepted else [],
         "steps": [_step(step, history.config) for step in history.steps],
         "finish": _finish(history.finish, history.config) if history.finish else None,
         "classes": list(history.empty.classes),
@@ -109,15 +110,9 @@ def _whole(outcome: Outcome) -> dict[str, Any]:
     return {"blocks": _blocks_of(outcome)} if outcome.candidate.morph == "fresh" else {}
 
 
-def _architecture(history: SearchHistory) -> list[dict[str, Any]]:
-    "The blocks of the network that was grown, from the image upwards."
-    wanted = ("layer", "in_channels", "out_channels")
-    specs = history.accepted[-1].candidate.blocks if history.accepted else ()
-    return [
-        {**{n: v for n, v in layer.items() if n in wanted}, **to_json(spec)}
-        | {"val_accuracy": layer["val_acc"]}
-        for layer, spec in zip(history.layers(), specs, strict=True)
-    ]
+def _layer(layer: dict[str, Any]) -> dict[str, Any]:
+    wanted = ("layer", "kind", "k", "in_channels", "out_channels")
+    return {**{name: layer[name] for name in wanted}, "val_accuracy": layer["val_acc"]}
 
 
 def _training(outcome: Outcome, config: SearchConfig) -> dict[str, Any]:
@@ -345,11 +340,6 @@ def write_report(
     return summary
 
 
-def _spec(layer: dict[str, Any]) -> dict[str, Any]:
-    "What a layer of a summary says of its block."
-    return {each.name: layer[each.name] for each in fields(BlockSpec)}
-
-
 def _end(stopped: str) -> str:
     return f"ended: {stopped}" if stopped else "not at its end"
 
@@ -361,7 +351,7 @@ def describe(
     if not summary["num_layers"]:
         return f"no block was accepted; {_end(summary['stopped'])}"
     low, high = summary["final_val_accuracy_interval_95"]
-    specs = [from_json(_spec(layer), BlockSpec) for layer in summary["architecture"]]
+    specs = [from_json(block, BlockSpec) for block in summary["blocks"]]
     told = ", ".join(describe_block(spec, summary["searched"]) for spec in specs)
     recipe = {n: v for n, v in summary["recipe"].items() if n in summary["searched"]}
     found = f", with {said}" if (said := describe_recipe(recipe)) else ""
