@@ -73,10 +73,11 @@ def affordable(
     one, last = epochs_of_step(config, 1), epochs_of_finish(config)
     if one > left:
         spent = epochs_spent(history)
+        wanted_for_one = "" if history.steps else f"; {one + last} would do"
         raise InputError(
             f"the budget of {budget} epochs has no room for step {len(history.steps) + 1}: one "
-            f"candidate and the control take {one}, the training in full {last}, {spent} are spent; "
-            f"{spent + one + last} would do"
+            f"candidate and the control take {one}, the training in full {last}, {spent} are spent"
+            f"{wanted_for_one}"
         )
     done, room = len(history.steps), left
     if not config.num_candidates:  # nobody has said how many: leave as much for the steps to come
