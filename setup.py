@@ -3,7 +3,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 parser = ConfigParser(delimiters=["="])
@@ -21,8 +21,8 @@ setup(
     url=facts["git_url"],
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=[facts["lib_path"]],
-    package_data={facts["lib_path"]: ["py.typed", "*.pyi"]},
+    packages=find_packages(include=[facts["lib_path"], f"{facts['lib_path']}.*"]),
+    package_data={"": ["*.pyi"], facts["lib_path"]: ["py.typed"]},
     python_requires=f">={facts['min_python']},<3.14",
     install_requires=facts["requirements"].split(),
     extras_require={

@@ -29,7 +29,15 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "MPLBACKEND"
 # What nearly every notebook needs; the processes that run them find it loaded.
 PRELOADED = """torch torchvision pandas matplotlib.pyplot sklearn.ensemble scipy.stats omegaconf
 ipywidgets nbdev.process execnb.shell"""
-FEEDS_A_PAGE = ("space_warps/*.py*", "data/sample/*.*", "benchmarks/figures/*.json", "*.cff")
+FEEDS_A_PAGE = (
+    "space_warps/**/*.py",
+    "space_warps/**/*.pyi",
+    "docs/drawings.py",
+    "docs/structure.py",
+    "data/sample/*.*",
+    "benchmarks/figures/*.json",
+    "*.cff",
+)
 
 
 def notebook_names() -> list[str]:
@@ -47,7 +55,7 @@ def surroundings() -> str:
     known.update(repr((sys.version, notebook_names())).encode())
     for pattern in FEEDS_A_PAGE:
         for path in sorted(ROOT.glob(pattern)):
-            known.update(path.name.encode() + path.read_bytes())
+            known.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return known.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """Turn the notebooks of nbs/, and the project's other texts, into pages for Sphinx.
 
 A notebook whose name begins with a number documents a module: what it exports is shown as a
-reference with the source beneath it. The others are shown as they are. Directives of a cell:
+reference with the source beneath it. The others are shown as they are. A folder whose name begins
+with a number is a room: its `index.ipynb` heads a section of the reference. Directives of a cell:
 `#| hide` leaves it out, `#| echo: false` its code, `#| fig-alt: ...` says what its picture shows.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 import execute
 import reference
+import structure
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +27,7 @@ NOTEBOOK_LINK = re.compile(r"\]\(([\w./-]+)\.ipynb(#[\w-]+)?\)")
 SCREENSHOTS = "../../docs/screenshots"  # Seen from a page in a folder of nbs/
 TEXT_LINK = re.compile(r"\[[^\]]*\]\(([\w./-]+\.md)\)")
 
+# Sections of the reference where numbered notebooks lie at the top of nbs/, without rooms.
 LAYERS = {
     "0": ("data", "Data", "From a CSV and a folder of images to batches."),
     "1": ("network", "Network", "Blocks, the model that they grow into, and its training."),
@@ -52,22 +55,34 @@ class Site:
     modules: dict[str, reference.Module]
     names: dict[str, str]  # Name, short or full -> full name
     pages: dict[str, str]  # Notebook within nbs/, without ending -> page
+    exports: dict[str, str]  # Notebook -> module that it exports
+    rooms: dict[str, list[str]]  # Folder, e.g. `01_data` -> its notebooks in reading order
 
 
 def read_site() -> Site:
     """What there is to be told of."""
     modules = reference.read_package()
     pages = {name: page_of(name) for name in execute.notebook_names()}
-    return Site(modules, reference.all_names(modules), pages)
+    exports = {page.notebook: page.module for page in structure.read_pages().values()}
+    rooms = {
+        folder: [name for name in pages if posixpath.dirname(name) == folder]
+        for folder in structure.room_folders()
+    }
+    for folder, names in rooms.items():
+        if f"{folder}/index" not in names:
+            raise SystemExit(f"nbs/{folder}: a room needs an overview page, index.ipynb")
+        names.sort(key=lambda name: (not name.endswith("/index"), name))
+    return Site(modules, reference.all_names(modules), pages, exports, rooms)
 
 
 def page_of(notebook: str) -> str:
-    """The page of a notebook: its name without numbers, in the folder of its layer."""
-    folder, name = posixpath.split(notebook)
-    number = re.match(r"(\d)\w*?_(?=\D)", name)
-    if folder or number is None:
-        return posixpath.join(folder, re.sub(r"^\d+_", "", name))
-    return f"api/{LAYERS[number[1]][0]}/{name[number.end() :]}"
+    """The page of a notebook: its name without numbers, in the folder of its room or layer."""
+    parts = [structure.without_number(part) for part in notebook.split("/")]
+    if not notebook[0].isdigit():
+        return "/".join(parts)
+    if len(parts) == 1 and not structure.room_folders():
+        parts.insert(0, LAYERS[notebook[0]][0])
+    return "/".join(["api", *parts])
 
 
 def write_pages(target: Path) -> None:
@@ -81,6 +96,8 @@ def write_pages(target: Path) -> None:
         kept = json.loads(execute.copy_of(notebook).read_text(encoding="utf-8"))
         cells = cells_of(site, notebook, kept["cells"])
         cells += contents(site) if notebook == "index" else []
+        folder = posixpath.dirname(notebook)
+        cells += room_contents(site, folder) if notebook == f"{folder}/index" else []
         numbered = [{**cell, "id": f"cell-{number}"} for number, cell in enumerate(cells)]
         made = {**kept, "cells": numbered, "metadata": METADATA}
         path.write_text(json.dumps(made), encoding="utf-8")
@@ -106,7 +123,8 @@ def cells_of(site: Site, notebook: str, cells: list[dict[str, Any]]) -> list[dic
         directives = dict(DIRECTIVE.findall(source))
         source = DIRECTIVE.sub("", source).strip("\n")
         if directives.keys() & {"export", "exporti"}:
-            found += exported(site, notebook, source)
+            module = directives.get("export") or directives.get("exporti")
+            found += exported(site, module or site.exports[notebook], source)
         elif not directives.keys() & {"hide", "default_exp"}:
             where = f"nbs/{notebook}.ipynb, cell {number}"
             found += shown(source, directives, cell["outputs"], where)
@@ -168,9 +186,9 @@ def is_test(source: str) -> bool:
     return any(ast.unparse(call.func).startswith("test_") for call in calls)
 
 
-def exported(site: Site, notebook: str, source: str) -> list[dict[str, Any]]:
-    """The reference of what a cell exports, and its source."""
-    module = site.modules[notebook.split("_", 1)[1]]
+def exported(site: Site, name: str, source: str) -> list[dict[str, Any]]:
+    """The reference of what a cell exports to a module, and its source."""
+    module = site.modules[name]
     nodes = ast.parse(source).body
     if all(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes):
         return []
@@ -224,10 +242,30 @@ def contents(site: Site) -> list[dict[str, Any]]:
         pages = [page for page in site.pages.values() if page.startswith(f"{folder}/")]
         pages += loose if folder == "start" else []
         if folder == "project":
-            told.append(toctree("Reference", ["api/index"]))
+            told.append(toctree("Reference", ["api/index", *reference_pages(site)]))
             pages += [*TEXTS.values(), "project/data", "project/citing"]
         told.append(toctree(title, pages))
     return [markdown(text) for text in told]
+
+
+def reference_pages(site: Site) -> list[str]:
+    """What the side bar lists of the reference: modules outside of rooms, then each room."""
+    if not site.rooms:
+        return []  # api/index lists the layers
+    loose = [site.pages[notebook] for notebook in site.exports if "/" not in notebook]
+    return [*loose, *(site.pages[f"{folder}/index"] for folder in site.rooms)]
+
+
+def room_contents(site: Site, folder: str) -> list[dict[str, Any]]:
+    """What ends the overview page of a room: the names that it offers, and its pages."""
+    room = structure.without_number(folder)
+    cells = []
+    if (ROOT / structure.PACKAGE / room / "__init__.pyi").is_file():
+        cells.append(
+            f"## What `space_warps.{room}` offers\n\n| name | says |\n|---|---|\n{offered(site, room)}"
+        )
+    pages = [site.pages[name] for name in site.rooms[folder] if name != f"{folder}/index"]
+    return [markdown(text) for text in [*cells, toctree("", pages)]]
 
 
 def toctree(caption: str, pages: list[str]) -> str:
@@ -238,7 +276,9 @@ def toctree(caption: str, pages: list[str]) -> str:
 
 
 def api_pages(site: Site) -> dict[str, str]:
-    """The entry to the reference, and a page for each layer."""
+    """The entry to the reference, and, without rooms, a page for each layer."""
+    if site.rooms:
+        return {"api/index.md": room_table(site)}
     found, rows = {}, []
     for number, (folder, title, said) in LAYERS.items():
         modules = {
@@ -266,6 +306,27 @@ def api_pages(site: Site) -> dict[str, str]:
     return found
 
 
+def room_table(site: Site) -> str:
+    """The entry to the reference: a row for each room, and the names that the package offers."""
+    notebooks = [notebook for notebook in site.exports if "/" not in notebook]
+    notebooks += [f"{folder}/index" for folder in site.rooms]
+    rows = []
+    for notebook in notebooks:
+        title, summary = structure.heading_of(ROOT / f"nbs/{notebook}.ipynb")
+        link = f"{posixpath.relpath(site.pages[notebook], 'api')}.ipynb"
+        rows.append(f"| [{title}]({link}) | {linked(site, summary)} |")
+    table = "\n".join(rows)
+    return (
+        "# Reference\n\n"
+        "Each module is a page that says why it is needed, shows it at work and holds its tests. "
+        "Modules that belong together form a sub-package. A module imports only from "
+        "sub-packages above its own in this table, and from earlier pages of its own.\n\n"
+        f"| sub-package | says |\n|---|---|\n{table}\n\n"
+        "## What `import space_warps` offers\n\n"
+        f"| name | says |\n|---|---|\n{offered(site)}\n"
+    )
+
+
 def module_row(name: str, page: str) -> str:
     """A module with the first sentence of its page."""
     cells = json.loads(execute.copy_of(name).read_text(encoding="utf-8"))["cells"]
@@ -275,16 +336,13 @@ def module_row(name: str, page: str) -> str:
     return f"[{title}]({title}.ipynb) | {said[1] if said else ''}"
 
 
-def offered(site: Site) -> str:
-    """A line for each public name of the package."""
-    stub = ast.parse((ROOT / "space_warps/__init__.pyi").read_text(encoding="utf-8"))
+def offered(site: Site, package: str = "") -> str:
+    """A line for each public name of the package, or of a room."""
     rows = []
-    for node in stub.body:
-        for alias in node.names if isinstance(node, ast.ImportFrom) else []:
-            module = site.modules[str(node.module)]
-            said = reference.docstring(module.top_level()[alias.name])
-            full = f"{module.full_name}.{alias.name}"
-            rows.append(f"| {{py:obj}}`{alias.name} <{full}>` | {linked(site, said)} |")
+    for name, source in structure.stub_names(package).items():
+        module = site.modules[source]
+        said = reference.docstring(module.top_level()[name])
+        rows.append(f"| {{py:obj}}`{name} <{module.full_name}.{name}>` | {linked(site, said)} |")
     return "\n".join(sorted(rows, key=str.lower))
 
 

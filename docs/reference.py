@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = "space_warps"
+from structure import PACKAGE, ROOT, module_paths, resolve
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Link = Callable[[str], str]
 FIELD = re.compile(r":(param|type|ivar|vartype|returns|rtype)\b")
@@ -23,7 +23,7 @@ Parameter = tuple[ast.arg, ast.expr | None]  # With its default
 class Module:
     """A module of the package, as it is written."""
 
-    name: str  # Within the package
+    name: str  # Within the package, e.g. `data.images`
     tree: ast.Module
     comments: dict[int, str]  # Line -> comment at its end
     imported: dict[str, str] = field(default_factory=dict)  # Name here -> full name
@@ -51,7 +51,7 @@ def defined_by(node: ast.stmt) -> list[str]:
     return [name.id for name in names if isinstance(name, ast.Name)]
 
 
-def read_module(path: Path) -> Module:
+def read_module(name: str, path: Path) -> Module:
     """Parse a module and find the comments at the ends of its lines."""
     source = path.read_text(encoding="utf-8")
     comments = {
@@ -60,30 +60,40 @@ def read_module(path: Path) -> Module:
         if token.type == tokenize.COMMENT and token.line[: token.start[1]].strip()
     }
     comments = {line: said for line, said in comments.items() if not said.startswith("%%")}
-    module = Module(path.stem, ast.parse(source), comments)
+    module = Module(name, ast.parse(source), comments)
     for node in module.tree.body:
-        if isinstance(node, ast.ImportFrom):  # nbdev writes the short form, on one line only
-            place = f"{PACKAGE}.{node.module}" if node.level else str(node.module)
-            if place.startswith(f"{PACKAGE}."):
-                module.imported |= {a.asname or a.name: f"{place}.{a.name}" for a in node.names}
+        if isinstance(node, ast.ImportFrom):  # nbdev makes imports within the package relative
+            source_module = resolve(name, node)
+            if source_module.startswith(f"{PACKAGE}."):
+                module.imported |= {
+                    alias.asname or alias.name: f"{source_module}.{alias.name}"
+                    for alias in node.names
+                }
     module.imported |= {name: f"{module.full_name}.{name}" for name in module.top_level()}
     return module
 
 
-def read_package() -> dict[str, Module]:
-    """All modules, by name."""
-    paths = sorted((ROOT / PACKAGE).glob("[a-z]*.py"))
-    return {path.stem: read_module(path) for path in paths}
+def read_package(root: Path = ROOT) -> dict[str, Module]:
+    """All modules, by name within the package."""
+    return {name: read_module(name, path) for name, path in module_paths(root).items()}
 
 
 def all_names(modules: dict[str, Module]) -> dict[str, str]:
-    """Short and full names of all that is public, to the full name; ambiguous ones are left out."""
+    """All public names, short, within a room and in full, to the full name; ambiguous ones are left out."""
     found: dict[str, set[str]] = {}
     for module in modules.values():
         for name, node in module.top_level().items():
             for each in [name, *(f"{name}.{method.name}" for method in public_methods(node))]:
                 target = f"{module.full_name}.{each}"
-                for known in (each, f"{PACKAGE}.{each}", target):
+                in_room = f"{module.name.split('.')[0]}.{each}"
+                for known in {
+                    each,
+                    f"{PACKAGE}.{each}",
+                    in_room,
+                    f"{PACKAGE}.{in_room}",
+                    f"{module.name}.{each}",
+                    target,
+                }:
                     found.setdefault(known, set()).add(target)
     return {name: targets.pop() for name, targets in found.items() if len(targets) == 1}
 

@@ -1,54 +1,149 @@
-"""A module imports only from notebooks with lower numbers, by name."""
+"""A module imports only from rooms with lower numbers and from earlier pages of its own, by name."""
 
-import ast
 import json
-import re
 from pathlib import Path
 
+import pytest
+import structure
+from structure import Import, Page
+
 ROOT = Path(__file__).resolve().parent.parent
+WORKSHOP = ("nbdev", "fastcore", "execnb")
 
 
-def layers() -> dict[str, str]:
-    """Module -> number of its notebook, e.g. `catalogue` -> `01c`."""
-    found = {}
-    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
-        number, name = path.stem.split("_", 1)
-        found[name] = number
+def import_fault(page: Page, one: Import, pages: dict[str, Page]) -> str:
+    """What is wrong with an import of a page's module; empty if nothing is."""
+    if "*" in one.names:
+        return f"imports * from {one.module}"
+    if one.module.split(".")[0] in WORKSHOP:
+        return f"imports {one.module}, a tool for notebooks"
+    if not one.is_internal:
+        return ""
+    other = pages.get(one.module.removeprefix("space_warps."))
+    if other is None:
+        return f"imports {one.module}, which no notebook exports: import from a module"
+    if other.number < page.number:
+        return ""
+    return f"imports {other.notebook}, which does not come before it"
+
+
+def faults(root: Path) -> list[str]:
+    """All that is wrong with the order of notebooks and modules."""
+    pages = structure.read_pages(root)
+    imports = structure.read_imports(root)
+    exported = {page.notebook: page.module for page in pages.values()}
+    found = [f"{name}.py: no notebook exports it" for name in imports.keys() - pages.keys()]
+    for path in structure.notebook_paths(root):
+        notebook = path.relative_to(root / "nbs").with_suffix("").as_posix()
+        if exported.get(notebook) != structure.module_of(notebook):
+            found.append(f"{notebook}: default_exp is not {structure.module_of(notebook)}")
+    for folder in structure.room_folders(root):
+        if not (root / f"nbs/{folder}/index.ipynb").is_file():
+            found.append(f"{folder}: no overview page, index.ipynb")
+        for ending in ("py", "pyi"):
+            room = structure.without_number(folder)
+            if not (root / f"space_warps/{room}/__init__.{ending}").is_file():
+                found.append(f"{folder}: no space_warps/{room}/__init__.{ending}")
+    for name, page in pages.items():
+        for one in imports.get(name, []):
+            if fault := import_fault(page, one, pages):
+                found.append(f"{page.notebook}: {fault}")
     return found
 
 
-def imports_of(path: Path) -> list[tuple[str, list[str]]]:
-    """Modules of the package that a module imports, with the names it takes."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            found.append(("." * node.level + (node.module or ""), names))
-        elif isinstance(node, ast.Import):
-            found += [(alias.name, []) for alias in node.names]
-    return found
+def test_modules_import_only_from_earlier_pages() -> None:
+    assert len(structure.read_pages(ROOT)) > 40
+    assert sum(map(len, structure.internal_imports(ROOT).values())) > 100
+    assert not faults(ROOT)
 
 
-def test_every_notebook_exports_the_module_of_its_name() -> None:
-    for name, number in layers().items():
-        cells = json.loads((ROOT / f"nbs/{number}_{name}.ipynb").read_text())["cells"]
-        first = "".join(cells[0]["source"])
-        assert re.search(rf"^#\| default_exp {name}$", first, re.M), f"{number}_{name}: {first}"
-        assert (ROOT / f"space_warps/{name}.py").is_file()
+def write_tree(root: Path, modules: dict[str, str]) -> None:
+    """Notebooks and the modules that they export: path within nbs/ -> source."""
+    for notebook, source in modules.items():
+        module = structure.module_of(notebook)
+        cells = [
+            {"cell_type": "code", "source": f"#| default_exp {module}"},
+            {"cell_type": "markdown", "source": "# Title\n\n> Summary."},
+        ]
+        path = root / f"nbs/{notebook}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"cells": cells}), encoding="utf-8")
+        file = root / f"space_warps/{module.replace('.', '/')}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source, encoding="utf-8")
+        if "/" in notebook:
+            (path.parent / "index.ipynb").write_text(json.dumps({"cells": cells[1:]}))
+            for ending in ("py", "pyi"):
+                (file.parent / f"__init__.{ending}").touch()
 
 
-def test_modules_import_from_lower_layers_only() -> None:
-    numbers = layers()
-    for name, number in numbers.items():
-        for module, taken in imports_of(ROOT / f"space_warps/{name}.py"):
-            assert "*" not in taken, f"{name} imports * from {module}"
-            assert module not in (".", "space_warps"), f"{name} imports the package, not a module"
-            if module.startswith((".", "space_warps.")):  # nbdev writes the short form
-                other = module.removeprefix("space_warps").split(".")[1]
-                assert numbers[other] < number, f"{number}_{name} imports {numbers[other]}_{other}"
+FLAT = {
+    "00_core": "import json\n",
+    "01a_lists": "from .core import InputError\n",
+    "01b_photos": "from space_warps.lists import read\nfrom .core import InputError\n",
+    "10_net": "def build():\n    from .photos import decode\n",
+}
+NESTED = {
+    "00_core": "import json\n",
+    "01_sky/01_lists": "from ..core import InputError\n",
+    "01_sky/02_photos": "from .lists import read\nfrom space_warps.core import InputError\n",
+    "02_nets/01_net": "from ..sky.photos import decode\n",
+}
 
 
-def test_exported_code_needs_no_tool_of_the_workshop() -> None:
-    for name in layers():
-        for module, _ in imports_of(ROOT / f"space_warps/{name}.py"):
-            assert module.split(".")[0] not in ("nbdev", "fastcore", "execnb")
+@pytest.mark.parametrize("tree", [FLAT, NESTED], ids=["flat", "nested"])
+def test_a_tree_in_order_is_accepted(tmp_path: Path, tree: dict[str, str]) -> None:
+    write_tree(tmp_path, tree)
+    assert not faults(tmp_path)
+    assert sum(map(len, structure.internal_imports(tmp_path).values())) == 4
+
+
+@pytest.mark.parametrize(
+    ("tree", "notebook", "source", "fault"),
+    [
+        (FLAT, "01a_lists", "from .photos import decode", "imports 01b_photos"),
+        (FLAT, "00_core", "def f():\n    from .net import build", "imports 10_net"),
+        (FLAT, "10_net", "from .core import *", "imports * from space_warps.core"),
+        (FLAT, "10_net", "from . import core", "imports space_warps, which no"),
+        (FLAT, "10_net", "import space_warps", "imports space_warps, which no"),
+        (FLAT, "10_net", "from fastcore.test import test_eq", "a tool for notebooks"),
+        (NESTED, "01_sky/01_lists", "from .photos import decode", "imports 01_sky/02_photos"),
+        (NESTED, "01_sky/02_photos", "from ..nets.net import Net", "imports 02_nets/01_net"),
+        (NESTED, "01_sky/02_photos", "import space_warps.nets.net", "02_nets/01_net"),
+        (NESTED, "00_core", "from .sky.lists import read", "imports 01_sky/01_lists"),
+        (NESTED, "02_nets/01_net", "from ..core import *", "imports * from space_warps.core"),
+        (NESTED, "02_nets/01_net", "from .. import core", "imports space_warps, which no"),
+        (
+            NESTED,
+            "02_nets/01_net",
+            "from ..sky import read",
+            "imports space_warps.sky, which",
+        ),
+        (NESTED, "01_sky/02_photos", "from . import lists", "imports space_warps.sky, which no"),
+        (NESTED, "02_nets/01_net", "import execnb.shell", "a tool for notebooks"),
+    ],
+)
+def test_a_violation_is_found(
+    tmp_path: Path, tree: dict[str, str], notebook: str, source: str, fault: str
+) -> None:
+    write_tree(tmp_path, {**tree, notebook: f"{source}\n"})
+    (found,) = faults(tmp_path)
+    assert found.startswith(f"{notebook}: ") and fault in found
+
+
+@pytest.mark.parametrize("tree", [FLAT, NESTED], ids=["flat", "nested"])
+def test_a_notebook_that_exports_another_module_is_found(
+    tmp_path: Path, tree: dict[str, str]
+) -> None:
+    write_tree(tmp_path, tree)
+    first = tmp_path / f"nbs/{list(tree)[1]}.ipynb"
+    first.write_text(first.read_text().replace("lists", "tables"))
+    assert any(f"{list(tree)[1]}: default_exp is not" in fault for fault in faults(tmp_path))
+
+
+@pytest.mark.parametrize("missing", ["nbs/01_sky/index.ipynb", "space_warps/sky/__init__.pyi"])
+def test_a_room_without_overview_or_names_is_found(tmp_path: Path, missing: str) -> None:
+    write_tree(tmp_path, NESTED)
+    (tmp_path / missing).unlink()
+    (found,) = faults(tmp_path)
+    assert found.startswith("01_sky: no ") and Path(missing).name in found
