@@ -17,8 +17,11 @@ import execute
 import pages
 import pytest
 import readme
+import reference
+import structure
 import torch
 from conftest import Tiny
+from test_layers import write_tree
 
 from space_warps import __version__
 from space_warps.cli import COMMANDS, main
@@ -126,6 +129,32 @@ def test_references_carry_comments_types_and_source(site: Path) -> None:
     assert "tuple[ProgressiveModel, SearchHistory]" in said
     assert re.search(r'href="[^"]*history\.html#space_warps\.history\.SearchHistory"', text)
     assert re.search(r"https://github\.com/[^\"]*/space_warps/search\.py#L\d+-L\d+", text)
+
+
+def test_pages_follow_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pages.page_of("how/1_growth") == "how/growth"
+    assert pages.page_of("01_sky/02_photos") == "api/sky/photos"
+    assert pages.page_of("01_sky/index") == "api/sky/index"
+    monkeypatch.setattr(structure, "room_folders", lambda: ["01_sky"])
+    assert pages.page_of("00_core") == "api/core"
+    monkeypatch.setattr(structure, "room_folders", lambda: [])
+    assert pages.page_of("00_core") == "api/data/core"
+
+
+def test_names_in_sub_packages_are_resolved(tmp_path: Path) -> None:
+    tree = {
+        "00_core": "class InputError(Exception): ...\n",
+        "01_sky/01_lists": "from ..core import InputError\n\n\ndef read(): ...\n",
+        "01_sky/02_photos": "from .lists import read as read_list\n",
+    }
+    write_tree(tmp_path, tree)
+    modules = reference.read_package(tmp_path)
+    assert modules["sky.lists"].imported["InputError"] == "space_warps.core.InputError"
+    assert modules["sky.photos"].imported["read_list"] == "space_warps.sky.lists.read"
+    names = reference.all_names(modules)
+    for name in ("read", "sky.read", "space_warps.sky.read", "sky.lists.read"):
+        assert names[name] == "space_warps.sky.lists.read", name
+    assert reference.lines_of(modules, "space_warps.sky.lists", "read") == (4, 4)
 
 
 def test_a_picture_without_text_is_refused() -> None:
