@@ -97,7 +97,7 @@ def long_run(place: Workplace, num_steps: int = 20, num_candidates: int = 8) -> 
     data = place.loaders[0].dataset
     shape, classes = data.image_shape, data.classes  # type: ignore[attr-defined]
     empty = Architecture(shape, classes, (), place.begun().ready().empty.architecture.scaling)
-    watch.add(event_to_json(SearchStarted(SearchConfig(), empty, 1000, 120)))
+    watch.record.add(event_to_json(SearchStarted(SearchConfig(), empty, 1000, 120)))
     blocks: tuple[BlockSpec, ...] = ()
     for depth in range(1, num_steps + 1):
         outcomes = []
@@ -112,13 +112,13 @@ def long_run(place: Workplace, num_steps: int = 20, num_candidates: int = 8) -> 
             outcomes[0], candidate=replace(outcomes[0].candidate, role="control", blocks=blocks)
         )
         wave = tuple(outcome.candidate for outcome in (control, *outcomes))
-        watch.add(event_to_json(StepStarted(depth, wave, len(wave))))
+        watch.record.add(event_to_json(StepStarted(depth, wave, len(wave))))
         for outcome in (control, *outcomes):
-            watch.add(event_to_json(CandidateStarted(outcome.candidate)))
-            watch.add(event_to_json(CandidateEnded(outcome)))
+            watch.record.add(event_to_json(CandidateStarted(outcome.candidate)))
+            watch.record.add(event_to_json(CandidateEnded(outcome)))
         best = max(outcomes, key=lambda outcome: outcome.val_acc)
         decision = Decision("accept", best.candidate.index, "better")
-        watch.add(event_to_json(StepEnded(Step(depth, tuple(outcomes), control, decision))))
+        watch.record.add(event_to_json(StepEnded(Step(depth, tuple(outcomes), control, decision))))
         blocks = best.candidate.blocks
 
 

@@ -198,7 +198,7 @@ def torn_line_trials(bench: Bench, resumed_every: int = 50) -> dict[str, int]:
             shutil.copytree(bench.whole, folder)
             (folder / "events.jsonl").write_bytes(b"".join(lines[:last]) + lines[last][:end])
             found["trials"] += 1
-            found["read_rightly"] += read_events(folder) == read_events(bench.whole)[:last]
+            found["read_rightly"] += read_events(folder) == read_events(bench.whole)[: last - 1]
             if end % resumed_every == 0:
                 found["resumed"] += 1
                 bench.session(folder)

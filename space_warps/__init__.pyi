@@ -11,6 +11,7 @@ from .loaders import create_train_val_dataloaders as create_train_val_dataloader
 from .loaders import set_epoch as set_epoch
 from .model import Architecture as Architecture
 from .model import ProgressiveModel as ProgressiveModel
+from .page import write_report as write_report
 from .progress import ProgressBar as ProgressBar
 from .report import plot_accuracy_vs_depth as plot_accuracy_vs_depth
 from .runner import LocalRunner as LocalRunner

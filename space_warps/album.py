@@ -69,7 +69,7 @@ class Album:
         return self.place.preview
 
     def _live_key(self) -> Any:
-        trainings = self.place.watch.trainings.items()
+        trainings = self.place.watch.record.trainings.items()
         return self.story_key(), [(n, len(t.epochs), t.outcome is None) for n, t in trainings]
 
     def story_key(self) -> Any:
@@ -94,14 +94,14 @@ class Album:
         return [loader.dataset for loader in preview[1]] if preview else []
 
     def _curves(self) -> Figure | None:
-        trainings = [t for t in self.place.watch.trainings.values() if t.epochs]
+        trainings = [t for t in self.place.watch.record.trainings.values() if t.epochs]
         return plot_learning_curves(trainings) if trainings else None
 
     def _growth(self) -> Figure | None:
         watch = self.place.watch
         if watch.record.history is None:
             return None
-        trainings = [] if watch.is_finishing else list(watch.trainings.values())
+        trainings = [] if watch.record.is_finishing else list(watch.record.trainings.values())
         return plot_growth(watch.record.history, trainings)
 
     def candidate(self) -> Outcome | None:
@@ -126,7 +126,7 @@ class Album:
         settled = taken[-1].candidate.blocks if taken else ()
         asked = self.place.session.asked if self.place.session else None
         tried = self.candidate() if asked is not None else None
-        live = [t.candidate for t in watch.trainings.values() if t.outcome is None]
+        live = [t.candidate for t in watch.record.trainings.values() if t.outcome is None]
         if tried is not None:
             return tried.candidate.blocks, len(settled)
         return (live[-1].blocks if live else settled), len(settled)

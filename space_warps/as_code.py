@@ -54,7 +54,7 @@ def _more(note: str, is_last: bool) -> str:
 # %% ../nbs/43b_as_code.ipynb #ce741754
 def as_code(
     config: Config,  # What was asked
-    decisions: Sequence[Said | None] = (),  # As `decisions_of` gives them
+    decisions: Sequence[Said | None] = (),  # As `RunRecord.decisions` holds them
 ) -> str:  # Python
     "The cell that repeats a run."
     csv_path, img_dir_path = catalogue_paths(config.data)

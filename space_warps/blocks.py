@@ -11,13 +11,13 @@ __all__ = ['POOLINGS', 'ACTIVATIONS', 'BlockFamily', 'MapShape', 'BlockSpec', 'r
 import functools
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from .core import InputError, as_floats
+from .core import InputError, as_floats, json_key
 from .norm import pooled
 
 # %% ../nbs/10a_blocks.ipynb #6679e9c3
@@ -35,13 +35,17 @@ class BlockSpec:
     "What a block is, apart from its weights."
 
     k: int  # Number of output channels
-    kind: str = "conv"  # Family, a registered name
+    kind: str = field(default="conv", metadata=json_key("family"))  # Family, a registered name
     kernel_size: int = 3  # Side of the convolution kernel in pixels, odd
     dropout: float = 0.0  # Probability that a channel is left out of a training step, in [0, 1)
-    pool: int = 2  # Width and height are divided by it; 1 keeps them
+    pool: int = field(
+        default=2, metadata=json_key("downsample")
+    )  # Width and height are divided by it
     pooling: str = "max"  # How: max or avg of each square, or stride, which skips pixels
     activation: str = "relu"  # A name in `ACTIVATIONS`
-    squeeze: bool = False  # Whether each channel is weighed by what all of them show
+    squeeze: bool = field(
+        default=False, metadata=json_key("use_se")
+    )  # Weigh each channel by what all show
 
     def __post_init__(self) -> None:
         as_floats(self)

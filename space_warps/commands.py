@@ -37,12 +37,12 @@ from space_warps.inputs import (
     test_paths,
     write_share,
 )
-from .page import write_page
+from .page import write_report
 from .progress import ProgressBar
-from .record import going_on, read_history, read_record
+from .record import RunRecord, going_on
 from .report import describe
 from .runner import LocalRunner, Runner
-from .runs import RunFolder, check_ended, check_new_folder, rewrite_report
+from .runs import RunFolder, check_ended, check_new_folder
 from .search import search
 from .settings import SearchConfig
 from .simulate import sample_catalogue, simulate
@@ -96,32 +96,31 @@ def run_search(
         bars.close()
         keep.close()
         runner.close()
-    _conclude(config, folder, loaders, paths, should_stop)
+    _conclude(config, folder, keep.record, loaders, paths, should_stop)
 
 
 def _conclude(
     config: Config,  # What was asked
     folder: Path,
+    record: RunRecord,  # What its events tell
     loaders: Loaders,
     paths: tuple[str, str],
     should_stop: Callable[[], bool],
 ) -> None:
-    "Report and measure what a search has left, unless that was done."
-    record, summary = read_record(folder), rewrite_report(folder)
-    history = going_on(record)
-    print(describe(summary))
-    if not record.is_complete:
-        write_page(history, summary, folder)
-        print(f"to go on: space-warps search run.dir={folder} run.resume=true")
-        return
+    "Evaluate what a search has left, unless that was done, and write the report."
     tested, evaluation = test_paths(config.data, folder, paths), None
-    if tested and history.final is not None and not should_stop():
-        evaluation = kept_evaluation(folder, tested[0])
-        if evaluation is None:
-            evaluation = measure_run(config, folder, *tested, catalogues_of(loaders))
-            print(f"on test rows, {tested[0]}:\n{describe_evaluation(evaluation)}")
-    write_page(history, summary, folder, evaluation)
-    print(f"in {folder}: report.html, progressive_summary.json, model.safetensors")
+    try:
+        if record.is_complete and tested and going_on(record).final and not should_stop():
+            evaluation = kept_evaluation(folder, tested[0])
+            if evaluation is None:
+                evaluation = measure_run(config, folder, *tested, catalogues_of(loaders))
+                print(f"on test rows, {tested[0]}:\n{describe_evaluation(evaluation)}")
+    finally:  # the search is reported on even if its test rows cannot be read
+        print(describe(write_report(folder, record, evaluation)))
+    if record.is_complete:
+        print(f"in {folder}: report.html, progressive_summary.json, model.safetensors")
+    else:
+        print(f"to go on: space-warps search run.dir={folder} run.resume=true")
 
 
 def make_runner(
@@ -181,8 +180,8 @@ def run_evaluate(config: Config) -> None:
         raise InputError("run.dir is missing; name the folder of a finished run")
     folder = Path(config.run.dir)
     load_snapshot(folder)  # a folder without a model is refused before anything is read
-    if (folder / "events.jsonl").is_file():
-        check_ended(folder)
+    has_events = (folder / "events.jsonl").is_file()
+    run = check_ended(folder) if has_events else None
     asked = read_run_config(folder)
     if config.data.csv_path is None and config.data.img_dir_path is None:
         tested = test_paths(asked.data, folder, catalogue_paths(asked.data))
@@ -207,8 +206,8 @@ def run_evaluate(config: Config) -> None:
             print(told, flush=True)
             record["compared"].append(asdict(row))
             write_json(target, record)
-    if target == folder / "evaluation.json" and (folder / "events.jsonl").is_file():
-        write_page(read_history(folder), rewrite_report(folder), folder, record)
+    if target == folder / "evaluation.json" and run is not None:
+        write_report(folder, run, record)
 
 # %% ../nbs/42d_commands.ipynb #37519518
 def _compare(
@@ -263,6 +262,4 @@ def run_report(config: Config) -> None:
     if config.run.dir is None:
         raise InputError("run.dir is missing; name the folder of a run")
     folder = Path(config.run.dir)
-    summary = rewrite_report(folder)
-    write_page(read_history(folder), summary, folder, kept_evaluation(folder))
-    print(f"{describe(summary)}\nreport in {folder}")
+    print(f"{describe(write_report(folder))}\nreport in {folder}")

@@ -20,9 +20,9 @@ from .history import Candidate, Outcome, SearchHistory, accuracy_interval
 from .naming import describe_candidate
 from .page import COLOURS
 from .pareto import pareto_front
+from .record import Training
 from .report import BLUE, GREEN, ORANGE
 from .settings import SearchConfig
-from .watch import Training
 
 # %% ../nbs/33b_growth.ipynb #bfcc9f2b
 MARKERS = "osD^vP*X"

@@ -23,6 +23,7 @@ from space_warps.core import (
     canonical_json,
     derive_seed,
     from_json,
+    json_key,
     to_json,
 )
 from .model import Architecture
@@ -38,21 +39,26 @@ Role = Literal["candidate", "control", "continued", "scratch"]
 class Candidate:
     "A network to train at a depth, and how."
 
-    depth: int  # From 1
+    depth: int = field(metadata=json_key("step"))  # From 1
     index: int  # Place among the candidates of this depth, from 0
     blocks: tuple[BlockSpec, ...]  # All blocks, the new one last
-    plan: TrainPlan  # How long and how fast
-    copy_weights: bool  # Whether it starts from trained weights
-    jitter: float  # Noise on copied layers, in standard deviations of their weights
+    plan: TrainPlan = field(metadata=json_key("training"))  # How long and how fast
+    # Whether it starts from trained weights
+    copy_weights: bool = field(metadata=json_key("warm_start"))
+    # Noise on copied layers, in standard deviations of their weights
+    jitter: float = field(metadata=json_key("init_noise"))
     inherited_epochs: int = 0  # Epochs that went into the weights it starts from
     role: Role = "candidate"  # What it is trained for
     branch: str = "main"  # The branch of the search that it belongs to
-    sibling: int | None = None  # Index of the one it starts from; None is the parent
+    # Index of the one it starts from; None is the parent
+    sibling: int | None = field(default=None, metadata=json_key("warm_start_from"))
     parent: int = 0  # Place of its parent among those that the step builds on
-    morph: str = "deepen"  # What it does to its parent: deepen, widen, swap; fresh has none
+    # What it does to its parent: deepen, widen, swap; fresh has none
+    morph: str = field(default="deepen", metadata=json_key("mutation"))
     rung: int = 0  # How often it was trained on in this step
     predicted: float | None = None  # Expected log-loss less the mean of its step, in nats
-    start: str | None = field(default=None, metadata=LEFT_OUT)  # One of `STARTS`, if it was varied
+    # One of `STARTS`, if it was varied
+    start: str | None = field(default=None, metadata=json_key("init") | LEFT_OUT)
 
     @property
     def name(self) -> str:
@@ -132,22 +138,25 @@ class Decision:
     kind: Literal["accept", "hold", "reject"]  # Whether the network grows; hold: on trial
     index: int | None  # The candidate that the next step builds on; None leaves it as it was
     reason: str  # In words
-    by: str = "rule"  # Who decided
+    by: str = field(default="rule", metadata=json_key("author"))  # Who decided
     note: str = ""  # What a person wants to be remembered
-    beside: tuple[int, ...] = ()  # Candidates that it builds on as well, the better first
-    is_last: bool = False  # Whether growing ends with it, whatever more could be tried
+    # Candidates that it builds on as well, the better first
+    beside: tuple[int, ...] = field(default=(), metadata=json_key("beam"))
+    # Whether growing ends with it, whatever more could be tried
+    is_last: bool = field(default=False, metadata=json_key("stop_growing"))
 
 
 @dataclass(frozen=True)
 class Step:
     "All outcomes at one depth and the decision."
 
-    depth: int  # From 1
-    outcomes: tuple[Outcome, ...]  # Of the candidates, by index
+    depth: int = field(metadata=json_key("step"))  # From 1
+    outcomes: tuple[Outcome, ...] = field(metadata=json_key("results"))  # Of the candidates
     control: Outcome  # The parent trained as long, with nothing added
     decision: Decision
     tests: tuple[PairedTest | None, ...] = ()  # Candidates against the control; None if failed
-    earlier: tuple[Outcome, ...] = ()  # Of lower rungs, as they were trained
+    # Of lower rungs, as they were trained
+    earlier: tuple[Outcome, ...] = field(default=(), metadata=json_key("earlier_rungs"))
 
     def test_of(
         self,
@@ -195,8 +204,9 @@ class Turn:
     take: int | None = None  # Candidate of that depth to take instead of the one that was
     changes: dict[str, Any] = field(default_factory=dict)  # Settings that differ on the branch
     note: str = ""  # What shall be remembered
-    by: str = "person"  # Who decided
-    is_last: bool = False  # Whether growing ends there: what is grown is trained in full
+    by: str = field(default="person", metadata=json_key("author"))  # Who decided
+    # Whether growing ends there: what is grown is trained in full
+    is_last: bool = field(default=False, metadata=json_key("stop_growing"))
 
     def __post_init__(self) -> None:
         if self.to_step < 0:
@@ -218,7 +228,7 @@ class Turn:
 class Finish:
     "The trainings in full of the grown network, and which was kept."
 
-    outcomes: tuple[Outcome, ...]  # Continued first, then from scratch
+    outcomes: tuple[Outcome, ...] = field(metadata=json_key("results"))  # Continued, then scratch
     index: int | None  # Place of the one that was kept; None where all have failed
     reason: str  # In words
 
@@ -245,12 +255,15 @@ class SearchHistory:
     "What was asked, tried and decided, from an empty network to the grown one."
 
     config: SearchConfig  # What was asked
-    empty: Architecture  # The network without blocks
+    empty: Architecture = field(
+        metadata=json_key("base_architecture")
+    )  # The network without blocks
     num_train: int  # Rows to learn from
     num_val: int  # Rows to measure on
     steps: tuple[Step, ...] = ()
-    stopped: str = ""  # Why the search ended
-    finish: Finish | None = None  # The training in full, where there was one
+    stopped: str = field(default="", metadata=json_key("stop_reason"))  # Why the search ended
+    # The training in full, where there was one
+    finish: Finish | None = field(default=None, metadata=json_key("final_training"))
     branch: str = "main"  # The branch that it ends on
     branches: tuple[str, ...] = ("main",)  # All that there are so far
 

@@ -6,7 +6,7 @@
 __all__ = ['Architecture', 'check_features', 'ProgressiveModel']
 
 # %% ../nbs/11_model.ipynb #e5eec79d
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import space_warps.families  # noqa: F401  the families are registered when it is imported
 from .augment import orientations
 from .blocks import BlockSpec, MapShape, block_output_shape, build_block
-from .core import InputError
+from .core import InputError, json_key
 from .cutout import CentredPool, ImageEncoder
 from .dataset import Scaling
 from .encode import FeatureEncoder, build_projector
@@ -28,13 +28,18 @@ class Architecture:
     image_shape: tuple[int, int, int]  # Channels, height and width in pixels
     classes: tuple[str, ...]  # Names of the classes, in the order of the outputs
     feature_names: tuple[str, ...]  # Feature columns, in the order of the inputs; may be none
-    scaling: Scaling  # What the training rows are like
+    scaling: Scaling = field(
+        metadata=json_key("input_statistics")
+    )  # What the training rows are like
     blocks: tuple[BlockSpec, ...] = ()  # From the image upwards
     projector_width: int = 32  # Number of values the features are projected to
     missing_flags: bool = True  # Whether the network is told which features are missing
-    windows: tuple[float, ...] = (0.2, 0.45)  # Windows of `CentredPool`, in half sides
-    softening: float = 0.1  # Of the asinh stretch of the images, which the encoder undoes
-    symmetric: bool = False  # Whether scores are means over all orientations, out of training
+    # Windows of `CentredPool`, in half sides
+    windows: tuple[float, ...] = field(default=(0.2, 0.45), metadata=json_key("pool_sigmas"))
+    # Of the asinh stretch of the images, which the encoder undoes
+    softening: float = field(default=0.1, metadata=json_key("asinh_softening"))
+    # Whether scores are means over all orientations, out of training
+    symmetric: bool = field(default=False, metadata=json_key("tta"))
 
     @property
     def encoded_shape(self) -> MapShape:

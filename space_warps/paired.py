@@ -8,7 +8,7 @@ __all__ = ['Verdict', 'mid_p', 'smallest_detectable', 'PairedTest', 'row_losses'
 
 # %% ../nbs/20b_paired.ipynb #e6ded636
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.special import log_softmax
 from scipy.stats import binom
 
-from .core import InputError
+from .core import InputError, json_key
 
 # %% ../nbs/20b_paired.ipynb #6a590a98
 def mid_p(
@@ -55,13 +55,14 @@ class PairedTest:
     "What the same rows say about two networks."
 
     num_rows: int  # Rows that both have answered
-    fixed: int  # Rows that the second network has right and the first wrong
-    broken: int  # Rows that the first network has right and the second wrong
+    fixed: int = field(metadata=json_key("num_gained"))  # Rows that only the second has right
+    broken: int = field(metadata=json_key("num_lost"))  # Rows that only the first has right
     gain: float  # Accuracy of the second minus that of the first
     gain_low: float  # Lower end of its 95% interval, drawing whole objects
     gain_high: float  # Upper end
     p_value: float  # Two-sided mid-p of McNemar's test, from 0 to 1
-    detectable: float  # Smallest gain that as many flips could show
+    # Smallest gain that as many flips could show
+    detectable: float = field(metadata=json_key("min_detectable"))
     verdict: Verdict  # On accuracy
     loss_gain: float  # Log-loss of the first minus that of the second, in nats
     loss_low: float  # Lower end of its 95% interval, drawing whole objects

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .core import LEFT_OUT, InputError, as_floats
+from .core import LEFT_OUT, InputError, as_floats, json_key
 
 # %% ../nbs/13a_plan.ipynb #38540fbb
 SCHEDULES = ("one_cycle", "constant")
@@ -31,9 +31,11 @@ class TrainPlan:
     schedule: str = "one_cycle"  # Learning rate over time: one_cycle, or constant
     first_epoch: int = 0  # Number of the first epoch; settles order and augmentation
     seed: int = 42  # Settles the dropout masks
-    scope: str = "all"  # What is trained: all, or block: the topmost one, projector and head
+    # What is trained: all, or block: the topmost one, projector and head
+    scope: str = field(default="all", metadata=json_key("trainable"))
     augmentation: float = 1.0  # The strengths of the augmentation are multiplied by it; 0 is none
-    new_lr: float = field(default=1.0, metadata=LEFT_OUT)  # New weights begin so many times faster
+    # New weights begin so many times faster
+    new_lr: float = field(default=1.0, metadata=json_key("new_layer_lr_factor") | LEFT_OUT)
 
     def __post_init__(self) -> None:
         as_floats(self)

@@ -18,7 +18,8 @@ from .budget import check_turn
 from .core import InputError
 from .events import Observer
 from .history import Decision, Step, Turn
-from .page import write_page
+from .journal import Appended
+from .page import write_report
 from .record import RunRecord, going_on, read_record
 from .runner import Runner
 from .runs import RunFolder, record_turn
@@ -66,6 +67,7 @@ class Session:
         self.accept_changes = accept_changes
         self.runner: Runner | None = None  # Once `begin` was called
         self.environment: dict[str, Any] = {}
+        self.listener: Callable[[Appended], None] = lambda appended: None  # Told of each line
         self.observers: list[Observer] = []  # Who is told what happens, besides the run folder
         self.asked: Step | None = None  # A trained depth that waits for a decision
         self.error = ""  # Why it failed, in a sentence
@@ -231,6 +233,7 @@ class Session:
                 accept_changes=self.accept_changes,
                 keep=self.keep,
                 checkpoint_s=self.checkpoint_s,
+                listener=self.listener,
             )
             try:
                 self._grow(run, runner)
@@ -245,7 +248,7 @@ class Session:
             raise InputError(
                 "the run has come to its end; go back to an earlier step, or begin a new run"
             )
-        _, history = search(
+        search(
             self.config,
             runner,
             observers=[run, *self.observers],
@@ -254,7 +257,7 @@ class Session:
             resume=run.past,
         )
         if _is_at_end(run):
-            write_page(history, run.summary, self.folder)
+            write_report(self.folder, run.record)
 
     def _should_stop(self) -> bool:
         self.num_batches += 1

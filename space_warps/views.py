@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 
 from .growth import name_candidate, to_png
 from .history import Outcome, SearchHistory, Step, accuracy_interval
+from .record import Training
 from .session import State
 from .shapes import way_to
-from .watch import Training, Watch
+from .watch import Watch
 
 # %% ../nbs/43c_views.ipynb #bd26d578
 def tell_seconds(
@@ -42,23 +43,23 @@ def tell_state(
     if error:
         return f"stopped by an error: {error}. New run begins with the settings as they stand"
     history = watch.record.history
-    what = "training in full" if watch.is_finishing else f"step {watch.depth}"
+    what = "training in full" if watch.record.is_finishing else f"step {watch.record.step}"
     if state == "asking":
-        return f"step {watch.depth} is trained: accept, reject, or go back"
+        return f"step {watch.record.step} is trained: accept, reject, or go back"
     if state in ("training", "paused"):
-        if not watch.is_open:
+        if not watch.record.is_open:
             return "reading the data and getting ready"
-        done = sum(t.outcome is not None for t in watch.trainings.values())
+        done = sum(t.outcome is not None for t in watch.record.trainings.values())
         seconds = watch.seconds_left()
         left = tell_seconds(seconds) if seconds is None else f"about {tell_seconds(seconds)} left"
         left = "paused" if state == "paused" else left
-        return f"{what}: {done} of {watch.num_wanted} networks trained, {left}"
+        return f"{what}: {done} of {watch.record.num_trainings} networks trained, {left}"
     if history is None:
         return "no run yet: Step trains one step, Start goes on until the end"
     if watch.record.is_complete:
         return f"at its end: {history.stopped}"
     where = f"resting at step {len(history.steps)} of branch {history.branch}"
-    return f"{where}; {what} was begun, Start goes on with it" if watch.is_open else where
+    return f"{where}; {what} was begun, Start goes on with it" if watch.record.is_open else where
 
 # %% ../nbs/43c_views.ipynb #ce67c58f
 HEADS = (
@@ -109,16 +110,16 @@ def candidates_table(
     "The trainings of the present depth, the one that was taken in bold."
     history = watch.record.history
     decided = history.steps[-1] if history and history.steps else None
-    step = asked or (decided if decided and decided.depth == watch.depth else None)
-    step = None if watch.is_finishing else step
+    step = asked or (decided if decided and decided.depth == watch.record.step else None)
+    step = None if watch.record.is_finishing else step
     taken = step.taken if step is not None and step is not asked else None
     rows = []
-    for training in watch.trainings.values():
+    for training in watch.record.trainings.values():
         cells = _cells(training, step, history)
         mark = ' class="sw-taken"' if taken is not None and training.outcome == taken else ""
         rows.append(f"<tr{mark}>{''.join(f'<td>{html.escape(each)}</td>' for each in cells)}</tr>")
     head = "".join(f'<th scope="col">{each}</th>' for each in HEADS)
-    title = "training in full" if watch.is_finishing else f"step {watch.depth}"
+    title = "training in full" if watch.record.is_finishing else f"step {watch.record.step}"
     said = f": {html.escape(step.decision.reason)}" if step is not None else ""
     return (
         f'<table class="sw-table"><caption>{title}{said}</caption><thead><tr>{head}</tr></thead>'
@@ -131,8 +132,8 @@ def tell_cost(
     predicted: Sequence[float] = (),  # Seconds of each training of the next depth
 ) -> str:
     "What a run has taken so far, and what the next depth will."
-    spent = sum(watch.seconds.values())
-    count = len(watch.seconds)
+    spent = sum(watch.record.training_s.values())
+    count = len(watch.record.training_s)
     told = f"{count} network{'s'[: count != 1]} trained"
     told += f" in {tell_seconds(spent)}" if count else ""
     history = watch.record.history
@@ -140,7 +141,9 @@ def tell_cost(
         told += f" of {tell_seconds(history.config.time_budget_s)}"
     if predicted and not watch.record.is_complete:
         most = tell_seconds(sum(predicted))
-        which = "this step was predicted to take" if watch.is_open else "the next step will take"
+        which = (
+            "this step was predicted to take" if watch.record.is_open else "the next step will take"
+        )
         told += f"; {which} about {most} ({len(predicted)} networks)"
     return told
 

@@ -59,7 +59,7 @@ def show_status(
     told = f"<b>{word}</b> · {said}{where}{doing}"
     put(panel.status, f'<div role="status" aria-live="polite">{told}</div>')
     asked = session.asked if session else None
-    put(panel.table, candidates_table(watch, asked) if watch.trainings else "")
+    put(panel.table, candidates_table(watch, asked) if watch.record.trainings else "")
     put(panel.cost, html.escape(tell_cost(watch, predicted)))
 
 
@@ -69,10 +69,10 @@ def show_bars(
 ) -> None:
     "How far this depth and this network are, and what time is left."
     put(panel.depth_bar, round(watch.share_done, 3))
-    live = [training for training in watch.trainings.values() if training.outcome is None]
+    live = [training for training in watch.record.trainings.values() if training.outcome is None]
     if not live:
         put(panel.left, "")
-        return put(panel.network_bar, 1.0 if watch.trainings else 0.0)
+        return put(panel.network_bar, 1.0 if watch.record.trainings else 0.0)
     last = live[-1]
     put(panel.network_bar, round(1 - last.num_left / last.candidate.plan.epochs, 3))
     left_s = None if last.epoch_s is None else last.num_left * last.epoch_s

@@ -33,11 +33,9 @@ from space_warps.inputs import (
     write_share,
 )
 from .looks import Answered, answers_here, predict_next
-from .page import write_page
-from .record import going_on
-from .repeat import decisions_of
+from .page import write_report
 from .runner import Runner
-from .runs import check_ended, rewrite_report
+from .runs import check_ended
 from .session import Session, State
 from .settings import SearchConfig
 from .shapes import way_to
@@ -207,8 +205,7 @@ class Workplace:
         if config.search.strategy not in registered_strategies():
             known = ", ".join(registered_strategies())
             raise InputError(f"unknown strategy {config.search.strategy!r}; registered: {known}")
-        watch, run = Watch(folder), config.run
-        watch.refresh()
+        run = config.run
         session = Session(
             folder,
             plan_of(config),
@@ -218,6 +215,9 @@ class Workplace:
             accept_changes=run.accept_changes,
             checkpoint_s=run.checkpoint_s,
         )
+        watch = Watch(folder, is_ours=lambda: session.state != "resting")
+        watch.refresh()
+        session.listener = watch.follower.offer
         if self.session is not None:
             self.session.close()
         self.config, self.session, self.watch = config, session, watch
@@ -294,7 +294,7 @@ class Workplace:
         "Measure the finished network on the test rows; what was opened before is taken as it was."
         self.check_rest()
         folder, config = self.begun().folder, self.config
-        check_ended(folder)
+        record = check_ended(folder)
         tested = test_paths(config.data, folder, catalogue_paths(config.data))
         if tested is None:
             raise InputError("there are no test rows; name a test catalogue on the data page")
@@ -303,7 +303,7 @@ class Workplace:
         if found is None:
             known = catalogues_of(self.read(config))
             found = measure_run(config, folder, *tested, known)
-        write_page(going_on(self.watch.record), rewrite_report(folder), folder, found)
+        write_report(folder, record, found)
         rows = read_test(config.data, snapshot.architecture, *tested)
         answered = Answered(rows, ask(snapshot, rows, config.search.device).scores, "test rows")
         self._opened = Opened(found["model_sha256"], found, answered)
@@ -323,7 +323,7 @@ class Workplace:
         if record.nodes:
             epochs = record.nodes[0].history.config.budget
             config = replace(config, search=replace(config.search, budget=epochs))
-        return as_code(config, decisions_of(self.watch.events))
+        return as_code(config, record.decisions)
 
 
 def _rows_key(config: Config) -> str:

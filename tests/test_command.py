@@ -200,10 +200,10 @@ def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "event", "stopped", "kept"),
     [
-        (["search.epochs_per_eval=100000"], b"EpochEnded", "asked to stop at step 1", []),
+        (["search.epochs_per_eval=100000"], b"epoch_ended", "asked to stop at step 1", []),
         (
             ["search.max_layers=1", "search.k_candidates=[4]", "search.finish_epochs=100000"],
-            b"FinishStarted",
+            b"final_training_started",
             "max_layers=1 reached; asked to stop while finishing",
             ["step_01/candidate_00"],
         ),
@@ -253,7 +253,7 @@ def test_a_stop_between_the_trainings_in_full_leaves_the_grown_network(
     assert told and history.finish is None and history.final is history.accepted[-1]
     assert weights_in(run) == ["finish/continued_00", "step_01/candidate_00"], "both can be used"
     measured = evaluate(load_snapshot(run).model(), runner.val_loader)
-    assert measured.accuracy == keep.summary["final_val_accuracy"]
+    assert measured.accuracy == history.final.val_acc
 
 
 def test_audit_and_report_and_help(

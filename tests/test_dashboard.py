@@ -24,9 +24,8 @@ from PIL import Image
 from space_warps.commands import make_runner
 from space_warps.config import read_run_config
 from space_warps.inputs import catalogue_paths, read_rows
-from space_warps.journal import read_events
 from space_warps.record import read_history, read_record
-from space_warps.repeat import decisions_of, repeat
+from space_warps.repeat import repeat
 from space_warps.search import search
 from space_warps.simulate import sample_catalogue
 from space_warps.workplace import latest_run, plan_of
@@ -238,7 +237,7 @@ def headless(folder: Path) -> str:
     config = read_run_config(folder)
     loaders = read_rows(config, *catalogue_paths(config.data))
     runner = make_runner(config, loaders)
-    said = decisions_of(read_events(folder))
+    said = read_record(folder).decisions
     _, history = search(plan_of(config), runner, steer=repeat(said))
     assert history.final is not None
     return history.final.weights_sha256

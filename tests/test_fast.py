@@ -58,7 +58,7 @@ def command(*words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("event", "number"), [("StepStarted", signal.SIGTERM), ("EpochEnded", signal.SIGINT)]
+    ("event", "number"), [("step_started", signal.SIGTERM), ("epoch_ended", signal.SIGINT)]
 )
 def test_workers_are_stopped_and_go_on(
     tiny: Tiny, tmp_path: Path, one_thread: None, event: str, number: signal.Signals

@@ -121,7 +121,7 @@ def test_killed_searches_end_with_the_same_bits(faults: ModuleType, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("event", "number"),
-    [(b"EpochEnded", signal.SIGTERM), (b"FinishStarted", signal.SIGINT)],
+    [(b"epoch_ended", signal.SIGTERM), (b"final_training_started", signal.SIGINT)],
 )
 def test_a_stopped_search_goes_on_to_the_same_bits(
     tiny: Tiny, tmp_path: Path, event: bytes, number: int, capsys: pytest.CaptureFixture[str]
@@ -149,7 +149,7 @@ def test_a_second_interrupt_ends_at_once_and_the_search_goes_on(tiny: Tiny, tmp_
     words = [*tiny.words(), f"run.dir={run}", *QUICK]
     done = signalled(12, ["SIGINT", "SIGINT"], "search", *words)
     assert done.returncode == 130, done.stderr
-    assert "SearchEnded" not in (run / "events.jsonl").read_text()
+    assert "search_ended" not in (run / "events.jsonl").read_text()
     assert go_on(run) == 0
     again = json.loads((run / "progressive_summary.json").read_text())
     assert again["model_sha256"] == whole["model_sha256"]
@@ -160,7 +160,7 @@ def test_two_searches_cannot_share_a_folder(
 ) -> None:
     run = tmp_path / "run"
     searching = start(tiny, run)
-    wait_for(searching, run, b"CandidateStarted")
+    wait_for(searching, run, b"candidate_started")
     assert go_on(run) == 2
     assert "is being written to by another search" in capsys.readouterr().err
     assert main(["search", *tiny.words(), f"run.dir={run}", *QUICK]) == 2
@@ -174,7 +174,7 @@ def cut_after(run: Path, event: str) -> None:
     """As if the machine had gone down after the first event of that kind."""
     lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
     kinds = [told["event"] for told in read_events(run)]
-    (run / "events.jsonl").write_bytes(b"".join(lines[: kinds.index(event) + 1]))
+    (run / "events.jsonl").write_bytes(b"".join(lines[: kinds.index(event) + 2]))  # and the header
 
 
 @pytest.mark.parametrize("fault", ["changed", "deleted"])
@@ -183,7 +183,7 @@ def test_an_image_that_is_not_what_it_was(
 ) -> None:
     run = tmp_path / "run"
     whole = grow(tiny, run, *QUICK)
-    cut_after(run, "StepEnded")
+    cut_after(run, "step_ended")
     content = tiny.image(5).read_bytes()
     if fault == "changed":
         shutil.copy(tiny.image(6), tiny.image(5))
@@ -204,7 +204,7 @@ def test_elsewhere_it_goes_on_only_when_told(
 ) -> None:
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)
-    cut_after(run, "StepEnded")
+    cut_after(run, "step_ended")
     events = read_events(run)
     environment = events[0]["environment"]
     assert environment == json.loads((run / "environment.json").read_text())
@@ -233,7 +233,7 @@ def test_what_a_resumed_search_refuses(
 ) -> None:
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)
-    cut_after(run, "StepEnded")
+    cut_after(run, "step_ended")
     capsys.readouterr()
     assert go_on(run, *words) == 2
     assert said in capsys.readouterr().err
@@ -255,7 +255,7 @@ def test_a_folder_that_cannot_be_written_to(
 ) -> None:
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)
-    cut_after(run, "StepEnded")
+    cut_after(run, "step_ended")
     (run / "events.jsonl").rename(run / "kept.jsonl")
     (run / "events.jsonl").mkdir()  # stands for a file that nobody may write, which root may
     before = sorted(path.name for path in run.iterdir())
@@ -270,7 +270,7 @@ def test_a_changed_blob_is_refused_and_a_missing_one_made_again(
 ) -> None:
     run = tmp_path / "run"
     whole = grow(tiny, run, *QUICK, "run.keep=all")
-    cut_after(run, "StepEnded")
+    cut_after(run, "step_ended")
     taken = read_history(run).steps[0].taken
     assert taken is not None
     blob = run / f"{taken.candidate.name}.safetensors"

@@ -224,8 +224,8 @@ def test_without_a_varied_start_nothing_new_is_written(tiny: Tiny, tmp_path: Pat
     run = tmp_path / "run"
     grow(tiny, run, *WIDE)
     written = (run / "events.jsonl").read_text() + (run / "progressive_summary.json").read_text()
-    assert '"jitter":' in written
-    for name in ("start", "new_lr"):
+    assert '"init_noise":' in written
+    for name in ("init", "new_layer_lr_factor"):
         assert f'"{name}":' not in written
 
 
