@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
+from torch import Tensor
 
 from space_warps.baselines import (
     BoostingScores,
@@ -27,6 +27,7 @@ from space_warps.baselines import (
 from .catalogue import NEEDED, find_bad_labels, find_images, name_classes, read_features
 from .objects import count_votes, digest_files, group_objects
 from .pixels import load_images
+from .resident import MappedImages
 from .table import check_columns, parse_numbers, read_table
 
 # %% ../nbs/06b_audit.ipynb #60ff5fae
@@ -88,10 +89,10 @@ def audit(
         row: said for row, said in broken.items() if row not in faults["missing images"]
     }
     bad = {row for rows in faults.values() for row in rows}
-    good = np.array([row for row in range(len(table)) if row not in bad], dtype=np.int64)
-    digests = digest_files([paths[row] for row in good], progress)
+    good = np.setdiff1d(np.arange(len(table)), list(bad))
+    digests = digest_files(paths.select(good), progress)
     groups = group_objects(ra[good], dec[good], digests) if len(good) else good
-    found = _examine(table.iloc[good], values[good], pixels[good], groups, features)
+    found = _examine(table.iloc[good], values[good], (pixels, good), groups, features)
     told = {
         kind: tuple(f"line {table.index[row]}: {said}" for row, said in sorted(rows.items()))
         for kind, rows in faults.items()
@@ -109,10 +110,11 @@ def _tell(names: Sequence[str], labels: Any, masked: Any) -> dict[str, int]:
 def _examine(
     table: pd.DataFrame,
     values: npt.NDArray[np.float64],
-    pixels: torch.Tensor,
+    images: tuple[Tensor | MappedImages, npt.NDArray[np.int64]],
     groups: npt.NDArray[np.int64],
     features: Sequence[str],
 ) -> dict[str, Any]:
+    pixels, indices = images
     classes = name_classes(table["class"].tolist())
     labels = np.array([classes.index(name) for name in table["class"]], dtype=np.int64)
     votes = count_votes(labels, groups) if len(labels) else np.ones((1, 1), dtype=np.int64)
@@ -121,7 +123,7 @@ def _examine(
     missing = np.isnan(values)
     return {
         "class_counts": {name: counts[name] for name in classes},
-        "image_shapes": {" x ".join(map(str, pixels.shape[1:])): len(pixels)},
+        "image_shapes": {" x ".join(map(str, pixels.shape[1:])): len(indices)},
         "num_objects": len(np.unique(groups)),
         "num_repeated_rows": int((sizes > 1).sum()),
         "num_contradicted": int((np.count_nonzero(votes, axis=1) > 1).sum()),
@@ -129,7 +131,7 @@ def _examine(
         "masked": {name: _tell(classes, labels, missing[:, i]) for i, name in enumerate(features)},
         "majority": max(counts.values(), default=0) / max(len(labels), 1),
         "from_features": score_boosting(values, labels, groups),
-        "from_images": score_boosting(image_statistics(pixels), labels, groups),
+        "from_images": score_boosting(image_statistics(pixels, indices), labels, groups),
         "leaked_share": leaked_by_rows(groups) if len(groups) else 0.0,
     }
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
+from torch import Tensor
+
+from .resident import MappedImages, iter_chunks
 
 # %% ../nbs/06a_baselines.ipynb #d8ec54b3
 def image_ceiling(
@@ -23,23 +25,23 @@ def image_ceiling(
 
 # %% ../nbs/06a_baselines.ipynb #32b9a6b5
 def image_statistics(
-    pixels: torch.Tensor,  # uint8 [rows, channels, height, width]
+    images: Tensor | MappedImages,  # uint8 [rows, channels, height, width]
+    indices: Tensor | npt.NDArray[np.int64] | None = None,  # Rows to describe; None is all
     num_rings: int = 8,  # Rings around the centre, out to the shorter side; fewer if it is small
 ) -> npt.NDArray[np.float64]:  # [rows, rings + 4] in units of the full range
     "Mean brightness in rings, then standard deviation, 50th and 99th percentile, and maximum."
-    height, width = pixels.shape[2:]
+    height, width = images.shape[2:]
     num_rings = max(1, min(num_rings, min(height, width) // 2))  # at least a pixel wide
     y, x = np.mgrid[:height, :width]
     radius = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2) / (min(height, width) / 2)
     ring = np.minimum((radius * num_rings).astype(int), num_rings).ravel()
-    pieces = []
-    for start in range(0, len(pixels), 1024):
-        chunk = pixels[start : start + 1024].numpy().mean(axis=1) / 255
-        flat = chunk.reshape(len(chunk), -1)
+    pieces = [np.empty((0, num_rings + 4))]
+    for chunk in iter_chunks(images, indices):
+        flat = (chunk.mean(axis=1) / 255).reshape(len(chunk), -1)
         rings = [flat[:, ring == number].mean(axis=1) for number in range(num_rings)]
         ends = np.percentile(flat, [50, 99, 100], axis=1)
         pieces.append(np.stack([*rings, flat.std(axis=1), *ends], axis=1))
-    return np.concatenate(pieces) if pieces else np.empty((0, num_rings + 4))
+    return np.concatenate(pieces)
 
 # %% ../nbs/06a_baselines.ipynb #e691515b
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def compared(
 def _tables(data: Space_Galaxi, known: Array) -> dict[str, Array]:
     "Columns by input; `known` are the training rows' features."
     features = data.catalogue.features
-    tables = {"image": image_statistics(data.pixels[data.rows])}
+    tables = {"image": image_statistics(data.pixels, data.rows)}
     features = features[:, np.isfinite(known).any(axis=0)]  # a column of gaps tells nothing
     if features.shape[1]:
         tables |= {"features": features, "both": np.hstack([features, tables["image"]])}

@@ -109,7 +109,7 @@ def evaluate_rows(
     weights = None
     if fractions is not None:
         weights = class_weights(labels, snapshot.architecture.classes, fractions)
-    brightness = signal_to_noise(dataset.pixels[dataset.rows].numpy())
+    brightness = signal_to_noise(dataset.pixels, dataset.rows)
     return {
         **measure(answers, fractions),
         "curves": curves(answers, weights),
@@ -129,7 +129,7 @@ def seen_before(
         np.concatenate([each.table[name].astype(float).to_numpy() for each in every])
         for name in ("ra", "dec")
     )
-    contents = digest_files([path for each in every for path in each.paths])
+    contents = [digest for each in every for digest in digest_files(each.paths)]
     groups = group_objects(ra, dec, contents)
     start = len(groups) - len(tested)
     return np.isin(groups[start:], groups[:start])

@@ -8,6 +8,7 @@ __all__ = ['Array', 'FIGURES', 'Answers', 'count_confusion', 'rate_classes', 'ca
            'curves', 'signal_to_noise', 'accuracy_by']
 
 # %% ../nbs/32a_metrics.ipynb #57966e59
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,10 @@ from sklearn.metrics import (
     roc_auc_score,
     roc_curve,
 )
+from torch import Tensor
 
 from .core import InputError
+from .resident import MappedImages, iter_chunks
 
 # %% ../nbs/32a_metrics.ipynb #93286ddd
 Array = npt.NDArray[Any]
@@ -47,15 +50,21 @@ class Answers:
         return np.asarray(self.scores.argmax(axis=1) == self.labels)
 
 # %% ../nbs/32a_metrics.ipynb #a2d5bf56
+def _cells(answers: Answers) -> Array:  # int [rows], cell of the flattened confusion matrix
+    return np.asarray(answers.labels * len(answers.classes) + answers.scores.argmax(axis=1))
+
+
+def _count_cells(cells: Array, weights: Array, num_classes: int) -> Array:
+    counts = [np.bincount(cells, line, minlength=num_classes**2) for line in weights]
+    return np.array(counts, dtype=np.float64).reshape(len(weights), num_classes, num_classes)
+
+
 def count_confusion(
     answers: Answers,  # What was said, and what was true
     weights: Array,  # float [draws, rows]
 ) -> Array:  # float [draws, classes, classes], true class first
     "Weighted confusion matrices."
-    num_classes = len(answers.classes)
-    cell = answers.labels * num_classes + answers.scores.argmax(axis=1)
-    flags = np.eye(num_classes**2)[cell]
-    return np.asarray((weights @ flags).reshape(-1, num_classes, num_classes))
+    return _count_cells(_cells(answers), weights, len(answers.classes))
 
 # %% ../nbs/32a_metrics.ipynb #f596cb42
 def _ratio(part: Array, whole: Array) -> Array:
@@ -120,55 +129,69 @@ def reliability(
 FIGURES = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "brier", "log_loss")
 
 
-def figures_of(
-    answers: Answers,  # What was said, and what was true
-    weights: Array,  # float [draws, rows]
-) -> dict[str, Array]:  # Each of FIGURES as float [draws]
-    "Accuracy and its kin, for each draw of weights."
-    confusion = count_confusion(answers, weights)
+def _losses(answers: Answers) -> tuple[Array, Array]:
+    "Brier score and log-loss of each row."
+    truth = np.eye(len(answers.classes))[answers.labels]
+    brier = ((answers.probabilities - truth) ** 2).sum(axis=1)
+    log_loss = -(log_softmax(answers.scores.astype(np.float64), axis=1) * truth).sum(axis=1)
+    return brier, log_loss
+
+
+def _averages(
+    confusion: Array, losses: tuple[Array, Array], weights: Array
+) -> dict[str, Array]:  # FIGURES without `ece`, each float [draws]
     rates = rate_classes(confusion)
     total = weights.sum(axis=1)
-    truth = np.eye(len(answers.classes))[answers.labels]
-    distance = ((answers.probabilities - truth) ** 2).sum(axis=1)
-    surprise = -(log_softmax(answers.scores.astype(np.float64), axis=1) * truth).sum(axis=1)
     present = confusion.sum(axis=2) > 0
     return {
         "accuracy": np.einsum("dcc->d", confusion) / total,
         "balanced_accuracy": (rates["completeness"] * present).sum(axis=1) / present.sum(axis=1),
         "macro_f1": (rates["f1"] * present).sum(axis=1) / present.sum(axis=1),
-        "ece": calibration_error(answers, weights),
-        "brier": weights @ distance / total,
-        "log_loss": weights @ surprise / total,
+        "brier": weights @ losses[0] / total,
+        "log_loss": weights @ losses[1] / total,
     }
+
+
+def figures_of(
+    answers: Answers,  # What was said, and what was true
+    weights: Array,  # float [draws, rows]
+) -> dict[str, Array]:  # Each of FIGURES as float [draws]
+    "Accuracy and its kin, for each draw of weights."
+    figures = _averages(count_confusion(answers, weights), _losses(answers), weights)
+    figures["ece"] = calibration_error(answers, weights)
+    return {name: figures[name] for name in FIGURES}
 
 # %% ../nbs/32a_metrics.ipynb #4a340fb9
 def draw_objects(
     groups: Array,  # int [rows], rows of the same object share a number
-    num_draws: int = 1000,  # How often the catalogue is drawn again
-    seed: int = 0,  # Settles the draws
-) -> Array:  # float [draws, rows], how often each row was drawn
-    "Bootstrap weights that take all rows of an object or none."
-    objects, place = np.unique(groups, return_inverse=True)
-    counts = np.random.default_rng(seed).multinomial(
-        len(objects), np.full(len(objects), 1 / len(objects)), size=num_draws
-    )
-    return np.asarray(counts[:, place], dtype=np.float64)
+    num_draws: int = 1000,  # Bootstrap samples
+    seed: int = 0,  # Of the random draws
+) -> Iterator[Array]:  # float [some draws, rows], how often each row was drawn
+    "Bootstrap weights of whole objects, a few draws at a time: at most 50, or 16 MiB of weights."
+    objects, index = np.unique(groups, return_inverse=True)
+    rng, share = np.random.default_rng(seed), np.full(len(objects), 1 / len(objects))
+    size = max(1, min(50, 2**21 // len(groups)))
+    for start in range(0, num_draws, size):
+        counts = rng.multinomial(len(objects), share, size=min(size, num_draws - start))
+        yield np.asarray(counts[:, index], dtype=np.float64)
 
 
 def intervals_of(
     answers: Answers,  # What was said, and what was true
-    num_draws: int = 1000,  # How often the catalogue is drawn again
-    seed: int = 0,  # Settles the draws
+    num_draws: int = 1000,  # Bootstrap samples
+    seed: int = 0,  # Of the random draws
 ) -> dict[str, list[float]]:  # Lower and upper end of each figure
-    "95% intervals, bootstrapped over objects."
-    weights = draw_objects(answers.groups, num_draws, seed)
-    parts = [figures_of(answers, weights[n : n + 50]) for n in range(0, num_draws, 50)]
-    found = {}
-    for name in FIGURES:
-        if name != "ece":  # grows when rows are drawn twice: its draws do not surround it
-            drawn = np.concatenate([part[name] for part in parts])
-            found[name] = [float(end) for end in np.percentile(drawn, [2.5, 97.5])]
-    return found
+    "95% intervals, bootstrapped over objects, in memory that does not grow with the draws."
+    cells, losses, num_classes = _cells(answers), _losses(answers), len(answers.classes)
+    parts = [
+        _averages(_count_cells(cells, weights, num_classes), losses, weights)
+        for weights in draw_objects(answers.groups, num_draws, seed)
+    ]
+    ends = {}
+    for name in parts[0]:  # not `ece`: it grows when rows repeat, so its draws do not surround it
+        values = np.concatenate([part[name] for part in parts])
+        ends[name] = [float(end) for end in np.percentile(values, [2.5, 97.5])]
+    return ends
 
 # %% ../nbs/32a_metrics.ipynb #160d92b7
 def class_weights(
@@ -282,11 +305,11 @@ def curves(
 
 # %% ../nbs/32a_metrics.ipynb #ba2578ed
 def signal_to_noise(
-    pixels: Array,  # uint8 [rows, channels, height, width]
+    images: Tensor | MappedImages,  # uint8 [rows, channels, height, width]
+    indices: Tensor | Array | None = None,  # Rows to measure; None is all
 ) -> Array:  # float64 [rows]
     "Height of the brightest central pixel above the sky, in units of the sky's scatter."
-    parts = [_peak_height(pixels[n : n + 1024]) for n in range(0, len(pixels), 1024)]
-    return np.concatenate(parts) if parts else np.empty(0)
+    return np.concatenate([np.empty(0), *map(_peak_height, iter_chunks(images, indices))])
 
 
 def _peak_height(pixels: Array) -> Array:
