@@ -6,9 +6,20 @@ them, draws batches at random from all of them, and searches on a few. The first
 ones find the file. The reference holds all bytes in memory, which `--reference 0` leaves out. All
 starts have to give the same bits.
 
-The peak is the largest resident set that the system has seen, pages of files included; beside it
-stands the largest part that belongs to no file, looked at every 50 ms. `--rows 1000000` is a catalogue
-of 5.6 GB, and needs three times that on disk.
+The peak is the largest resident set that the system has seen, pages of files included (`VmHWM`); beside
+it stand the largest parts that belong to no file and to files (`RssAnon`, `RssFile`), read every 50 ms.
+`--rows 1000000` is a catalogue of 5.6 GB, and needs three times that on disk.
+
+`--commands` measures audit, search, evaluate and baselines instead, each in a process of its own, over
+the same catalogue and its mapped file. Every row is read; networks train on about 2,000 rows for an
+epoch, since memory does not depend on how long they train:
+
+- audit: the whole command.
+- search: the whole command with one step, one candidate (k=32), one epoch, on a fraction of the objects.
+- evaluate: `evaluate_run` with a network without blocks on every row, which must be fast, and before
+  that predictions of a symmetric network (k=32) for 512 rows, since a batch of it needs more memory.
+- baselines: `compare_simple` trained on 90% of all rows and measured on the others; `compare_networks`
+  (k=32, ResNet-18) for one epoch on about 2,000 rows, measured on 512.
 """
 
 import contextlib
@@ -23,21 +34,34 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from side_by_side import Row, parse, show
+from side_by_side import Row, commit, machine, parse, show
 from torch.utils.data import DataLoader
 
+from space_warps.audit import audit
 from space_warps.augment import Augment
+from space_warps.blocks import BlockSpec
+from space_warps.cli import main as space_warps
+from space_warps.compare import compare_networks, compare_simple
+from space_warps.dataset import Scaling, measure_scaling
 from space_warps.environment import describe_environment
+from space_warps.evaluation import ask, evaluate_run, read_labelled
 from space_warps.loaders import EpochSampler, create_train_val_dataloaders, iterate
+from space_warps.model import Architecture, ProgressiveModel
+from space_warps.plan import TrainPlan
 from space_warps.runner import LocalRunner
 from space_warps.search import search
 from space_warps.settings import SearchConfig
+from space_warps.snapshot import save_snapshot, take_snapshot
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
+SEED = 0
+CLASSES = ("GALAXY", "QSO", "STAR")
+LIMIT = 2e9  # Bytes resident that are promised for a million rows
 TINY = SearchConfig(max_layers=1, k_candidates=(8,), epochs_per_eval=1, finish_epochs=1)
 
 
@@ -78,8 +102,7 @@ def start(asked: Namespace) -> None:
         began = time.perf_counter()
         yield
         seconds[name] = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"  {name:14} {seconds[name]:7.1f} s, peak {peak:.2f} GiB", file=sys.stderr)
+        print(f"  {name:14} {seconds[name]:7.1f} s, peak {peak_gib():.2f} GiB", file=sys.stderr)
 
     csv_path = Path(asked.folder) / "annotations.csv"
     with part("read"):
@@ -103,21 +126,133 @@ def start(asked: Namespace) -> None:
     print(json.dumps({"seconds": seconds, "found": found}))
 
 
-def watched(asked: Namespace, name: str, max_resident_bytes: int) -> dict[str, Any]:
-    """A start in a process of its own, with its peaks in GiB."""
+def peak_gib() -> float:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def mapped(asked: Namespace) -> dict[str, Any]:
+    """Options that read the images from the mapped file."""
+    cache = Path(asked.folder) / "cache"
+    return {"max_resident_bytes": asked.max_resident_bytes, "cache_dir": cache}
+
+
+def paths(asked: Namespace) -> tuple[Path, Path]:
+    """CSV and folder of images."""
+    return Path(asked.folder) / "annotations.csv", Path(asked.folder) / "images"
+
+
+def measure_audit(asked: Namespace) -> dict[str, Any]:
+    """Audit the whole catalogue."""
+    found = audit(*paths(asked), say=False, **mapped(asked))
+    return {"num_rows": found.num_usable, "num_objects": found.num_objects}
+
+
+def measure_search(asked: Namespace) -> dict[str, Any]:
+    """Run the search command: one step, one candidate, one epoch, on about 2,000 rows."""
+    csv_path, img_dir_path = paths(asked)
+    with tempfile.TemporaryDirectory() as run:
+        keys = {f"data.{key}": value for key, value in mapped(asked).items()}
+        keys |= {"data.csv_path": csv_path, "data.img_dir_path": img_dir_path}
+        keys |= {"data.fraction": min(1.0, 2200 / asked.rows), "run.dir": Path(run) / "run"}
+        keys |= {"search.max_layers": 1, "search.k_candidates": "[32]", "search.device": "cpu"}
+        keys |= {"search.epochs_per_eval": 1, "search.finish_epochs": 1, "search.seed": SEED}
+        with contextlib.redirect_stdout(sys.stderr):
+            if space_warps(["search", *(f"{key}={value}" for key, value in keys.items())]):
+                raise SystemExit("the search failed")
+        summary = json.loads((Path(run) / "run/progressive_summary.json").read_text())
+    return {"num_rows": asked.rows, "accuracy": summary.get("accuracy")}
+
+
+def measure_evaluate(asked: Namespace) -> dict[str, Any]:
+    """Evaluate a saved model on every row, after a wide one on some."""
+    small = Architecture((1, 75, 75), CLASSES, (), Scaling((0.34,), (0.24,), ()))
+    wide = replace(small.grown(BlockSpec(k=32, pool=3)), symmetric=True)
+    data = read_labelled(wide, *paths(asked), **mapped(asked))
+    ask(take_snapshot(ProgressiveModel(wide)), data.subset(np.arange(512)), "cpu")
+    del data
+    with tempfile.TemporaryDirectory() as run:
+        save_snapshot(take_snapshot(ProgressiveModel(small)), Path(run))
+        record = evaluate_run(run, *paths(asked), device="cpu", **mapped(asked))
+    return {"num_rows": record["num_rows"], "intervals": record["intervals"]}
+
+
+def measure_baselines(asked: Namespace) -> dict[str, Any]:
+    """Baselines without a network on every row, and networks on some."""
+    loaders = create_train_val_dataloaders(*paths(asked), Augment(), **mapped(asked))
+    train, test = loaders[0].dataset, loaders[1].dataset
+    results = {}
+
+    def keep(each: Any) -> None:
+        results[f"{each.name}, {each.inputs}"] = {**asdict(each), "peak_gib": peak_gib()}
+        print(f"  {each.name}, {each.inputs}: {peak_gib():.2f} GiB", file=sys.stderr)
+
+    for each in compare_simple(train, test, SEED):  # type: ignore[arg-type]
+        keep(each)
+    scaling = measure_scaling(train.subset(np.arange(2000)))  # type: ignore[attr-defined]
+    grown = Architecture((1, 75, 75), CLASSES, ("z", "z_err"), scaling).grown(
+        BlockSpec(k=32, pool=3)
+    )
+    some = test.subset(np.arange(min(512, len(test))))  # type: ignore[attr-defined]
+    plan = TrainPlan(epochs=1, seed=SEED)
+    for each in compare_networks(grown, a_few(loaders), some, plan, resnet_epochs=1, device="cpu"):
+        keep(each)
+    return {"num_rows": len(train) + len(test), "results": results}  # type: ignore[arg-type]
+
+
+COMMANDS = {
+    "audit": measure_audit,
+    "search": measure_search,
+    "evaluate": measure_evaluate,
+    "baselines": measure_baselines,
+}
+
+
+def run_command(asked: Namespace) -> None:
+    """One of the commands; prints what came out."""
+    began = time.perf_counter()
+    found = COMMANDS[asked.task](asked)
+    print(json.dumps({"seconds": time.perf_counter() - began, "found": found}))
+
+
+def all_commands(asked: Namespace) -> None:
+    """Measure the commands one after the other, and keep what is known after each."""
+    names = asked.only.split(",") if asked.only else list(COMMANDS)
+    results = []
+    for name in names:
+        measured = watched(asked, name, asked.max_resident_bytes, name)
+        within = measured["peak_gib"] * 2**30 <= LIMIT
+        results.append({**measured, "within_limit": within})
+        print(
+            f"{name:14} peak {measured['peak_gib']:.2f} GiB, without pages of files "
+            f"{measured['anonymous_gib']:.2f} GiB, {'within' if within else 'above'} 2 GB",
+            flush=True,
+        )
+        if asked.json:
+            kept = {"machine": machine(), "commit": commit(), "seed": SEED, "limit_bytes": LIMIT}
+            kept |= {"num_rows": asked.rows, "max_resident_bytes": asked.max_resident_bytes}
+            text = json.dumps({**kept, "commands": results}, indent=1, default=str)
+            asked.json.write_text(text + "\n", encoding="utf-8")
+
+
+def watched(
+    asked: Namespace, name: str, max_resident_bytes: int, task: str = "start"
+) -> dict[str, Any]:
+    """A task in a process of its own, with its peaks in GiB."""
     print(f"{name}:", file=sys.stderr)
-    options = {"folder": asked.folder, "batches": asked.batches, "start": 1}
+    options = {"folder": asked.folder, "batches": asked.batches, "rows": asked.rows, "task": task}
     options["max-resident-bytes"] = max_resident_bytes
     command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in options.items())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    anonymous, done = [0], threading.Event()
+    largest, done = {"RssAnon": 0, "RssFile": 0}, threading.Event()
     status = Path(f"/proc/{process.pid}/status")
 
     def look() -> None:
         while not done.wait(0.05) and status.exists():
-            lines = status.read_text().splitlines()
-            anonymous.extend(int(x.split()[1]) for x in lines if x.startswith("RssAnon"))
+            lines = (line.split() for line in status.read_text().splitlines())
+            now = {words[0].rstrip(":"): int(words[1]) for words in lines if words[0][:3] == "Rss"}
+            largest.update({name: max(kib, now.get(name, 0)) for name, kib in largest.items()})
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -127,7 +262,8 @@ def watched(asked: Namespace, name: str, max_resident_bytes: int) -> dict[str, A
     _, ended, usage = os.wait4(process.pid, 0)
     if ended:
         raise SystemExit(f"the {name} ended with status {ended}")
-    peaks = {"peak_gib": usage.ru_maxrss / 2**20, "anonymous_gib": max(anonymous) / 2**20}
+    peaks = {"peak_gib": usage.ru_maxrss / 2**20, "anonymous_gib": largest["RssAnon"] / 2**20}
+    peaks["file_gib"] = largest["RssFile"] / 2**20
     return {"name": name, **peaks, **json.loads(said)}
 
 
@@ -170,14 +306,18 @@ def main() -> None:
         max_resident_bytes=2**28,
         reference=1,
         folder="",
-        start=0,
+        task="",
+        commands=False,
+        only="",
     )
-    if asked.start:
-        return start(asked)
+    if asked.task:
+        return start(asked) if asked.task == "start" else run_command(asked)
     with tempfile.TemporaryDirectory() as place:
         if not asked.folder:
             asked.folder = place
             make_catalogue(Path(place), asked.rows)
+        if asked.commands:
+            return all_commands(asked)
         starts = all_starts(asked)
     show(compared(starts), asked.json)
     print()
