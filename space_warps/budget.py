@@ -9,13 +9,15 @@ __all__ = ['PLANNED', 'epochs_of_step', 'epochs_of_finish', 'epochs_spent', 'mos
 # %% ../nbs/22h_budget.ipynb #7dfe9541
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise, product
 
+from .blocks import BlockSpec
 from .core import InputError
 from .halving import survivors_of
 from .history import SearchHistory, Turn
+from .runner import Runner
 from .settings import SearchConfig, read_budget
-from .space import Proposal, checked, possible
+from .space import Proposal, checked, is_within, possible
 from .strategies import find_strategy, propose_next
 
 # %% ../nbs/22h_budget.ipynb #0c816a9d
@@ -54,8 +56,8 @@ def most_steps(
     config: SearchConfig,  # What the search does
 ) -> int | None:  # None where a budget ends it
     "Largest number of steps."
-    is_bounded = config.budget is not None or config.time_budget_s is not None
-    return config.max_layers if config.max_steps is None and not is_bounded else config.max_steps
+    is_bounded = config.max_steps is not None or config.budget is not None
+    return config.max_steps if is_bounded else config.max_layers
 
 
 def affordable(
@@ -155,15 +157,32 @@ def check_turn(
         except InputError as error:
             raise InputError(f"branch {turn.branch} would try nothing: {error}") from error
 
-
+# %% ../nbs/22h_budget.ipynb #626a2f23
 def in_epochs(
-    config: SearchConfig,  # What was asked
-    seconds_per_epoch: float,  # Of a typical network on this machine
+    config: SearchConfig,  # With a budget in time or epochs, or without one
+    runner: Runner,  # Measures how long an epoch takes
 ) -> SearchConfig:  # The same with its budget in epochs
-    "What was asked, with a time turned into epochs, so that it repeats."
-    if config.budget is None:
-        return config
-    amount, is_time = read_budget(config.budget)
+    "Convert a budget in time to epochs, so that the search is reproducible."
+    amount, is_time = read_budget(config.budget) if config.budget is not None else (0, False)
     if not is_time:
         return config
-    return replace(config, budget=f"{max(1, int(amount / seconds_per_epoch))}epochs")
+    seconds = [runner.seconds_per_epoch(blocks) for blocks in _typical_networks(config, runner)]
+    typical = sum(seconds) / len(seconds)
+    return replace(config, budget=f"{max(1, int(amount / typical))}epochs")
+
+
+def _typical_networks(config: SearchConfig, runner: Runner) -> list[tuple[BlockSpec, ...]]:
+    "The narrowest and the widest network of each family that may be tried, of two blocks at most."
+    empty = runner.empty.architecture
+    depths = range(1, min(2, config.max_layers) + 1)
+    networks: set[tuple[BlockSpec, ...]] = set()
+    for kind in config.families:  # one block of each width, since there may be very many
+        widths = [{s.k: s for s in config.specs_at(d) if s.kind == kind} for d in depths]
+        stacks = product(*(by_width.values() for by_width in widths))
+        narrow_first = sorted(stacks, key=lambda stack: [spec.k for spec in stack])
+        for order in (narrow_first, narrow_first[::-1]):
+            fitting = (blocks for blocks in order if is_within(config, empty, blocks))
+            networks |= set(islice(fitting, 1))
+    unlimited = SearchHistory(replace(config, budget=None), empty, 0, 0)
+    networks = networks or {proposal.blocks for proposal in propose_within(unlimited)}
+    return sorted(networks, key=repr)

@@ -90,12 +90,12 @@ def begin_as_identity(
     seed: int = 42,  # Settles the noise
 ) -> None:
     "Let a new block begin with its parent's scores; raises `InputError` where it allows no identity."
-    spec, own = model.architecture.blocks[-1], parent.model()
+    spec, own = model.architecture.blocks[-1], parent.model().eval()
     below = parent.architecture.blocks[-1] if parent.architecture.blocks else None
     if not allows_identity(spec, below):
         raise InputError(f"a block {spec} on top of {below} cannot begin as the identity")
-    own.freeze(own.num_layers)
-    maps = own.trunk(images)
+    with torch.no_grad():
+        maps = own.feature_maps(images)
     _hand_on_block(model.blocks[-1], spec, maps)
     given = own.head.weight[:, : own.architecture.head_width - own.architecture.num_projected]
     cut = model.architecture.head_width - model.architecture.num_projected

@@ -18,11 +18,11 @@ from .attention import occlusion_map, plot_attention
 from .core import InputError
 from .dataset import Space_Galaxi
 from .files import read_val_rows
-from .forecast import predict_seconds
+from .forecast import predict_seconds, untrained_candidates
 from .gallery import Flips, find_flips
 from .history import Outcome, SearchHistory, Step
 from .path import Path as SearchPath
-from .path import reason_to_stop
+from .path import stop_reason
 from .record import going_on, stored_scores, stored_snapshot
 from .runner import Grown, Runner
 from .settings import SearchConfig
@@ -116,9 +116,13 @@ def predict_next(
     if watch.record.history is None:
         asked = replace(config, budget=None)  # a time is turned into epochs when it begins
         begun = SearchHistory(asked, runner.empty.architecture, runner.num_train, runner.num_val)
-        return predict_seconds(begun, runner, should_stop)
+        return predict_seconds(asked, untrained_candidates(begun), runner, should_stop)
     history = going_on(watch.record)
     path = SearchPath(history, ((Grown(runner.empty),),))
-    if watch.record.is_complete or reason_to_stop(path, watch.record.seconds):
+    if watch.record.is_complete or stop_reason(path):
         return ()
-    return predict_seconds(history, runner, should_stop)
+    try:
+        candidates = untrained_candidates(history)
+    except InputError:  # the search ends here, and says why
+        return ()
+    return predict_seconds(history.config, candidates, runner, should_stop)

@@ -37,8 +37,7 @@ from space_warps.loaders import (
 from .model import Architecture, ProgressiveModel
 from .plan import EpochRecord, TrainPlan
 from .snapshot import Snapshot, take_snapshot, weights_to_bytes
-from .train import Diverged, Trained, evaluate, place_model, train
-from .trunk import through_trunk
+from .train import Diverged, Trained, evaluate, train
 from .warmstart import warm_start
 
 # %% ../nbs/22_runner.ipynb #e8997087
@@ -206,7 +205,8 @@ def answer(
         hand_on_start(model, candidate, start, augmented, device)
         trained = train(
             model,
-            *_seen_by(model, candidate, (augmented, val_loader), device, precision),
+            augmented,
+            val_loader,
             candidate.plan,
             device=device,
             precision=precision,
@@ -226,23 +226,6 @@ def answer(
     assert grown.outcome is not None
     emit(CandidateEnded(grown.outcome, grown.snapshot, grown.scores))
     return grown
-
-
-def _seen_by(
-    model: ProgressiveModel,
-    candidate: Candidate,
-    loaders: tuple[DataLoader[Batch], DataLoader[Batch]],
-    device: str | torch.device,
-    precision: str,
-) -> tuple[DataLoader[Batch], DataLoader[Batch]]:
-    "The rows as the trained part of a network sees them: images, or maps of its frozen part."
-    num_frozen = model.num_layers - 1
-    if candidate.plan.scope == "all" or num_frozen < 1:
-        return loaders
-    place_model(model, device)
-    model.freeze(num_frozen)
-    train_maps, val_maps = (through_trunk(loader, model, precision) for loader in loaders)
-    return train_maps, val_maps
 
 
 def _answered(

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import space_warps.families  # noqa: F401  the families are registered when it is imported
 from .blocks import ACTIVATIONS, POOLINGS, BlockSpec, registered_blocks
 from .core import InputError, as_floats
-from .plan import SCHEDULES, SCOPES, TrainPlan
+from .plan import SCHEDULES, SELECTION_METRICS, TrainPlan
 
 # %% ../nbs/20a_settings.ipynb #0639cb30
 LISTS: dict[str, tuple[Any, ...] | None] = {
@@ -34,9 +34,8 @@ STARTS = ("fresh", "copy", "net2net")  # Where first weights come from
 OUTSIDE_PLAN = ("dropout", "start", "jitter")  # What is varied, but is no part of a training
 CHOICES = {
     "schedule": SCHEDULES,
-    "train_scope": SCOPES,
     "warm_start": ("chained", "parallel"),
-    "compare": ("loss", "accuracy"),
+    "compare": SELECTION_METRICS,
     "accept": ("gain", "significant"),
     "choose": ("best", "compact"),
 }
@@ -57,7 +56,6 @@ class SearchConfig:
     seed: int = 42  # Seed of everything random
     copy_weights: bool = True  # Start from trained weights as far as they fit
     jitter: float = 0.05  # Noise on copied layers, in standard deviations of their weights
-    train_scope: str = "all"  # What a step trains: all, or block: the new one, projector and head
     warm_start: str = "parallel"  # All from the parent; chained: from the best so far at this depth
     families: Any = ("conv",)  # Families of blocks to try
     kernel_sizes: Any = (3,)  # Sides of kernels to try, in pixels, from the second block on
@@ -82,7 +80,6 @@ class SearchConfig:
     choose: str = "best"  # Of those that pay; compact: the smallest that is as good as the best
     accept: str = "gain"  # Take any gain; significant: only one that the rows can show
     patience: int = 1  # Steps that may bring no gain before the search ends; not of random
-    time_budget_s: float | None = None  # Start no further step after so many seconds
     finish: bool = True  # Train the grown network in full at the end
     finish_epochs: int = 80  # Epochs of that training
     finish_seeds: int = 1  # Trainings from scratch beside it, each from other first weights
@@ -102,17 +99,9 @@ class SearchConfig:
                 raise InputError(
                     f"{name} is {' or '.join(map(repr, allowed))}; got {getattr(self, name)!r}"
                 )
-        budget = self.time_budget_s
-        if budget is not None and not (math.isfinite(budget) and budget > 0):
-            raise InputError(f"time_budget_s is above 0 seconds, or none at all; got {budget}")
         starts = self.varied.get("start", ())
         if starts and not self.copy_weights:
             raise InputError("vary says what to start from, so leave copy_weights as it is")
-        if self.train_scope == "block" and ("fresh" in starts or not self.copy_weights):
-            raise InputError(
-                "train_scope='block' leaves the blocks below as they are, so it needs trained ones: "
-                "copy_weights=True, and no start from fresh ones"
-            )
         for recipe in recipes(self):
             self.plan(self.epochs_per_eval, 0, 0, recipe=recipe)
         if self.finish_epochs < 1:
@@ -192,7 +181,6 @@ class SearchConfig:
         epochs: int,  # Passes over the training rows
         first_epoch: int,  # Number of the first epoch
         seed: int,  # Settles the dropout masks
-        scope: str = "all",  # What is trained
         recipe: Mapping[str, Any] | None = None,  # What differs, by name of what is varied
     ) -> TrainPlan:
         "A training by this recipe."
@@ -204,7 +192,7 @@ class SearchConfig:
             self.schedule,
             first_epoch,
             seed,
-            scope,
+            self.compare,
         )
         asked = (recipe or {}).items()
         return replace(plan, **{name: v for name, v in asked if name not in OUTSIDE_PLAN})

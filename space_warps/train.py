@@ -135,8 +135,7 @@ def train(
             wrong = measured.loss if math.isfinite(loss) else loss
             raise Diverged(f"the loss became {wrong:g} in epoch {epoch + 1}; try a smaller lr")
         records.append(record)
-        is_best = best is None or record.val_acc > best.record.val_acc
-        if is_best if plan.schedule == "constant" else epoch + 1 == plan.epochs:
+        if plan.is_better(record, best.record if best else None):
             best = Best(record, clone_weights(model), measured.scores)
         now = (model, optimizer, schedule, tuple(records), best)
         on_epoch(record, functools.partial(take_checkpoint, *now))

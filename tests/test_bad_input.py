@@ -264,7 +264,7 @@ def test_column_there_twice(tiny: Tiny, refused: Refusal) -> None:
     assert "has 2 columns 'z_err'; keep one" in refused(tiny, "data.features=[z]")
 
 
-@pytest.mark.parametrize("word", ["search.time_budget_s=inf", "search.jitter=nan", "search.lr=???"])
+@pytest.mark.parametrize("word", ["search.lr=inf", "search.jitter=nan", "search.lr=???"])
 def test_numbers_that_are_none(tiny: Tiny, refused: Refusal, word: str) -> None:
     assert word.split("=")[0].split(".")[1] in refused(tiny, word)
 

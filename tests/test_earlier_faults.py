@@ -80,6 +80,34 @@ def test_best_weights_are_no_alias_of_live_ones(runner: LocalRunner, schedule: s
     assert evaluate(model, runner.val_loader).accuracy == result.best.val_acc
 
 
+@pytest.mark.parametrize("compare", ["loss", "accuracy"])
+def test_the_kept_epoch_is_the_best_by_what_the_search_compares(
+    runner: LocalRunner, compare: str
+) -> None:
+    """At a constant rate the epoch of the lowest loss need not be that of the highest accuracy."""
+    config = SearchConfig(
+        max_layers=2,
+        k_candidates=(4, 8, 12),
+        epochs_per_eval=6,
+        lr=0.03,
+        schedule="constant",
+        compare=compare,
+        finish=False,
+    )
+    _, history = search(config, runner)
+    differs = []
+    for outcome in (each for step in history.steps for each in step.trained):
+        losses = [record.val_loss for record in outcome.epochs]
+        accuracies = [record.val_acc for record in outcome.epochs]
+        best = {
+            "loss": 1 + losses.index(min(losses)),
+            "accuracy": 1 + accuracies.index(max(accuracies)),
+        }
+        assert outcome.best_epoch == best[compare]
+        differs.append(best["loss"] != best["accuracy"])
+    assert any(differs)
+
+
 @pytest.mark.parametrize(
     ("config", "marks", "kinds", "num_layers"),
     [

@@ -19,7 +19,6 @@ from space_warps.loaders import create_train_val_dataloaders
 from space_warps.plan import TrainPlan
 from space_warps.record import read_history
 from space_warps.runner import LocalRunner
-from space_warps.search import search
 from space_warps.settings import SearchConfig
 from space_warps.train import train
 
@@ -96,25 +95,6 @@ def test_another_precision_is_not_gone_on_with(
     assert "precision was float32 and is bfloat16" in capsys.readouterr().err
 
 
-def test_a_frozen_trunk_keeps_what_was_taken(tiny: Tiny, tmp_path: Path) -> None:
-    loaders = create_train_val_dataloaders(tiny.csv_path, tiny.img_dir_path)
-    config = SearchConfig(
-        max_layers=2, k_candidates=(4,), epochs_per_eval=2, train_scope="block", finish=False
-    )
-    heard: list[Any] = []
-    _, history = search(config, LocalRunner(*loaders, device="cpu"), observers=[heard.append])
-    first, second = (
-        event.snapshot.weights
-        for event in heard
-        if type(event).__name__ == "CandidateEnded" and event.outcome.candidate.role == "candidate"
-    )
-    for name in first:
-        if name.startswith("blocks.0."):
-            assert torch.equal(first[name], second[name]), name
-    assert not torch.equal(first["head.bias"], second["head.bias"])
-    assert [step.depth for step in history.steps] == [1, 2]
-
-
 def test_the_maximum_taken_first_trains_the_same_network(tiny: Tiny) -> None:
     loaders = create_train_val_dataloaders(tiny.csv_path, tiny.img_dir_path)
     runner = LocalRunner(*loaders, device="cpu", precision="float32")
@@ -141,7 +121,6 @@ def test_the_maximum_taken_first_trains_the_same_network(tiny: Tiny) -> None:
         ("search.workers=0", "at least 1; got 0"),
         ("search.precision=half", "precision is one of auto, float32, bfloat16; got 'half'"),
         ("search.capture=true", "capture records what a GPU does"),
-        ("search.train_scope=head", "train_scope is 'all' or 'block'"),
         ("search.first_kernel=4", "kernel_size is odd"),
     ],
 )

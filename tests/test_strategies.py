@@ -11,8 +11,15 @@ from conftest import Tiny, grow
 from space_warps.budget import epochs_spent
 from space_warps.cli import main
 from space_warps.events import CandidateEnded, EpochEnded, Event, StepEnded
+from space_warps.history import SearchHistory
+from space_warps.loaders import create_train_val_dataloaders
 from space_warps.record import read_history
+from space_warps.runner import LocalRunner
 from space_warps.runs import RunFolder
+from space_warps.search import search
+from space_warps.settings import SearchConfig
+from space_warps.space import Proposal
+from space_warps.strategies import find_strategy, register_strategy
 from space_warps.tree import RunTree
 
 WIDE = [
@@ -79,6 +86,48 @@ def test_random_search_hands_over_the_best_of_its_draws(tiny: Tiny, tmp_path: Pa
     parent = min(tried, key=lambda outcome: outcome.val_loss).candidate.blocks
     assert above.control.candidate.blocks == parent
     assert {outcome.candidate.blocks[:-1] for outcome in above.outcomes} == {parent}
+
+
+@pytest.fixture
+def counted() -> list[int]:
+    """The step of each call of a strategy that proposes what greedy does, and nothing at the third."""
+    calls: list[int] = []
+
+    @register_strategy("counted")
+    def propose(history: SearchHistory) -> list[Proposal]:
+        calls.append(len(history.steps) + 1)
+        return [] if len(history.steps) == 2 else find_strategy("greedy")(history)
+
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps_asked", "stopped"),
+    [
+        ({"max_layers": 2}, [1, 2], "max_layers=2 reached"),
+        ({"max_layers": 3}, [1, 2, 3], "the strategy 'counted' proposes nothing to try"),
+    ],
+)
+def test_a_strategy_is_called_once_for_each_step(
+    tiny: Tiny,
+    counted: list[int],
+    changes: dict[str, Any],
+    steps_asked: list[int],
+    stopped: str,
+) -> None:
+    config = SearchConfig(
+        strategy="counted",
+        k_candidates=(4,),
+        first_kernel=3,
+        first_pool=2,
+        epochs_per_eval=1,
+        patience=9,
+        finish=False,
+        **changes,
+    )
+    loaders = create_train_val_dataloaders(tiny.csv_path, tiny.img_dir_path)
+    _, history = search(config, LocalRunner(*loaders, device="cpu"))
+    assert (history.stopped, counted) == (stopped, steps_asked)
 
 
 class Killed(Exception):
