@@ -7,7 +7,6 @@ __all__ = ['Architecture', 'check_features', 'ProgressiveModel']
 
 # %% ../nbs/11_model.ipynb #e5eec79d
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +105,6 @@ class ProgressiveModel(nn.Module):
         if names:
             encoder = FeatureEncoder(names, scaling.feature_edges, architecture.missing_flags)
             self.projector = build_projector(encoder, architecture.projector_width)
-        self.num_frozen = 0  # Lowest blocks that are not trained
         self._build_top()
 
     def _build_top(self) -> None:
@@ -130,7 +128,7 @@ class ProgressiveModel(nn.Module):
 
     def forward(
         self,
-        images: Tensor,  # float32 [batch, channels, height, width], in [0, 1]; or `trunk` of them
+        images: Tensor,  # float32 [batch, channels, height, width], in [0, 1]
         features: Tensor | None = None,  # float32 [batch, features], raw; NaN where missing
     ) -> Tensor:  # float32 [batch, classes], scores before the softmax
         "Scores of each class."
@@ -140,11 +138,19 @@ class ProgressiveModel(nn.Module):
         return torch.stack([self._score(view, features) for view in views]).mean(0)
 
     def _score(self, images: Tensor, features: Tensor | None) -> Tensor:
-        maps = images if self.num_frozen else self.encoder(images)
-        for block in self.blocks[self.num_frozen :]:
-            maps = block(maps)
+        maps = self.feature_maps(images)
         with torch.autocast(maps.device.type, enabled=False):
             return self.score_maps(maps.float(), features)
+
+    def feature_maps(
+        self,
+        images: Tensor,  # float32 [batch, channels, height, width], in [0, 1]
+    ) -> Tensor:  # [batch, k, height, width] of the last block
+        "Output of the topmost block."
+        maps: Tensor = self.encoder(images)
+        for block in self.blocks:
+            maps = block(maps)
+        return maps
 
     def score_maps(
         self,
@@ -157,35 +163,6 @@ class ProgressiveModel(nn.Module):
         projected = self.projector(given)  # without features, nothing in and nothing out
         scores: Tensor = self.head(torch.cat([self.pool(maps), projected], dim=1))
         return scores
-
-    def freeze(
-        self,
-        num_blocks: int,  # How many, from the image upwards
-    ) -> None:
-        "Keep the lowest blocks as they are; from now on `forward` reads the maps of `trunk`."
-        self.num_frozen = num_blocks
-        self.blocks[:num_blocks].requires_grad_(False)
-        self.train(self.training)
-
-    def trunk(
-        self,
-        images: Tensor,  # float32 [batch, channels, height, width], in [0, 1]
-    ) -> Tensor:  # [batch, k, height, width] of the last frozen block
-        "The maps that the frozen blocks make of images."
-        with torch.no_grad():
-            maps: Tensor = self.encoder(images)
-            for block in self.blocks[: self.num_frozen]:
-                maps = block(maps)
-        return maps
-
-    def train(
-        self,
-        mode: bool = True,  # False for evaluation
-    ) -> Self:
-        "Set training or evaluation mode; frozen blocks stay in the latter."
-        super().train(mode)
-        self.blocks[: self.num_frozen].eval()
-        return self
 
     @property
     def num_params(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from .budget import check_turn
 from .core import InputError
+from .decide import decided
 from .events import Observer
 from .history import Decision, Step, Turn
 from .journal import Appended
@@ -23,7 +24,7 @@ from .page import write_report
 from .record import RunRecord, going_on, read_record
 from .runner import Runner
 from .runs import RunFolder, record_turn
-from .search import Said, decided, search
+from .search import Said, search
 from .settings import SearchConfig
 from .train import Stopped
 

@@ -136,9 +136,6 @@ def tell_cost(
     count = len(watch.record.training_s)
     told = f"{count} network{'s'[: count != 1]} trained"
     told += f" in {tell_seconds(spent)}" if count else ""
-    history = watch.record.history
-    if history is not None and history.config.time_budget_s is not None:
-        told += f" of {tell_seconds(history.config.time_budget_s)}"
     if predicted and not watch.record.is_complete:
         most = tell_seconds(sum(predicted))
         which = (

@@ -44,8 +44,8 @@ KEYS: list[tuple[Any, str]] = [
     (BLOCK, "k family kernel_size dropout downsample pooling activation use_se"),
     (
         PLAN,
-        "epochs lr weight_decay label_smoothing schedule first_epoch seed trainable augmentation "
-        "new_layer_lr_factor",
+        "epochs lr weight_decay label_smoothing schedule first_epoch seed selection_metric "
+        "augmentation new_layer_lr_factor",
     ),
     (
         CANDIDATE,
