@@ -13,7 +13,7 @@ from .model import Architecture as Architecture
 from .model import ProgressiveModel as ProgressiveModel
 from .page import write_report as write_report
 from .progress import ProgressBar as ProgressBar
-from .report import plot_accuracy_vs_depth as plot_accuracy_vs_depth
+from .growth import plot_accuracy_vs_depth as plot_accuracy_vs_depth
 from .runner import LocalRunner as LocalRunner
 from .runs import RunFolder as RunFolder
 from .search import progressive_architecture_search as progressive_architecture_search

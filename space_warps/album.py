@@ -20,7 +20,13 @@ from space_warps.gallery import (
     plot_flips,
     plot_mistakes,
 )
-from .growth import plot_growth, plot_learning_curves, plot_pareto, to_png
+from space_warps.growth import (
+    SMALL,
+    plot_accuracy_vs_depth,
+    plot_learning_curves,
+    plot_pareto,
+    to_png,
+)
 from .history import Outcome, best_outcome
 from .looks import flips_of
 from .page import plot_confusion, plot_reliability
@@ -51,14 +57,16 @@ class Album:
             Picture("network", "the network as blocks", self._network, self._network_key),
             Picture("flips", "cutouts fixed and broken", self._flips, self._flips_key, True),
             Picture("tree", "the steps of the run and the ways taken", self._tree, story),
-            Picture("pareto", "accuracy against parameters", self._pareto, story),
+            Picture("pareto", "log-loss against parameters", self._pareto, story),
         ]
         said = "the most confident mistakes"
         self.after = [
             Picture("confusion", "confusion matrix of the test rows", self._confusion, story),
             Picture("reliability", "accuracy against confidence", self._reliability, story),
             Picture("mistakes", said, self._mistakes, self._answers_key, is_sky=True),
-            Picture("attention", "what the network looks at", self._attention, self._seen_key),
+            Picture(
+                "attention", "what the network looks at", self._attention, self._seen_key, True
+            ),
         ]
 
     def all(self) -> list[Picture]:
@@ -102,7 +110,9 @@ class Album:
         if watch.record.history is None:
             return None
         trainings = [] if watch.record.is_finishing else list(watch.record.trainings.values())
-        return plot_growth(watch.record.history, trainings)
+        return plot_accuracy_vs_depth(
+            watch.record.history, trainings, size=SMALL, with_blocks=False
+        )
 
     def candidate(self) -> Outcome | None:
         "The candidate that is looked at: the chosen one, or the one that was taken."

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .core import InputError, deterministic
-from .growth import blank
+from .growth import LABEL_SIZE, SKY, SKY_TEXT, TICK_SIZE, new_figure, plain_text
 from .model import ProgressiveModel
 
 # %% ../nbs/33e_attention.ipynb #a35677b6
@@ -64,18 +64,19 @@ def plot_attention(
     size: tuple[int, int] = (420, 240),  # Width and height in pixels
 ) -> Figure:
     "A cutout beside the map of what speaks for the answer."
-    figure = blank(*size)
+    figure = new_figure(*size)
+    figure.set_facecolor(SKY)
     shown = image[[0, len(image) // 2, len(image) - 1]].permute(1, 2, 0).numpy()
     most = max(100 * float(np.abs(falls).max()), 1e-4)
     for left, title in (
-        (0.0, said.replace("$", r"\$")),
+        (0.0, plain_text(said)),
         (0.43, "fall if covered (points)"),
     ):
         axes = figure.add_axes((left, 0.03, 0.43, 0.85))
         axes.axis("off")
-        axes.set_title(title, fontsize=8)
+        axes.set_title(title, fontsize=LABEL_SIZE, color=SKY_TEXT)
         axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
     drawn = axes.imshow(100 * falls, cmap="PuOr_r", vmin=-most, vmax=most, alpha=0.75)
     bar = figure.colorbar(drawn, cax=figure.add_axes((0.87, 0.12, 0.02, 0.68)))
-    bar.ax.tick_params(labelsize=7)
+    bar.ax.tick_params(labelsize=TICK_SIZE, colors=SKY_TEXT)
     return figure

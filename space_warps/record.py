@@ -18,7 +18,7 @@ from .files import StoredWeights, read_tensors
 from .history import Candidate, Decision, Finish, Outcome, SearchHistory, Step, Turn
 from .journal import read_events
 from .model import Architecture
-from .pareto import pareto_front
+from .pareto import front_of
 from .plan import EpochRecord
 from .settings import SearchConfig
 from .snapshot import Snapshot
@@ -154,8 +154,7 @@ class RunRecord:
         taken = [outcome for step in steps for outcome in step.beam]
         taken += [finish.kept for finish in self.finishes() if finish.kept is not None]
         for node in self.nodes:  # of every story that somebody may be at the end of
-            told = node.history.steps
-            taken += pareto_front([outcome for step in told for outcome in step.outcomes])
+            taken += front_of(node.history)
         return set(self.answers) - decided | {outcome.candidate.name for outcome in taken}
 
 # %% ../nbs/31d_record.ipynb #3f60c104

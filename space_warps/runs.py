@@ -33,7 +33,7 @@ from space_warps.events import (
 from .files import store_answer, store_checkpoint, val_rows_sha256, write_val_rows
 from .history import SearchHistory, Turn
 from .journal import Appended, Journal, read_events
-from .pareto import pareto_front
+from .pareto import front_of
 from .past import RunPast
 from .record import RunRecord, going_on, read_record
 from .snapshot import load_snapshot, save_snapshot
@@ -80,12 +80,11 @@ def time_front(
     device: str = "cpu",  # Where to compute
 ) -> dict[str, float]:  # Name of the candidate -> milliseconds for one image
     "How long each network of the Pareto front takes for an image here, by the clock."
-    outcomes = [outcome for step in history.steps for outcome in step.outcomes]
     return {
         outcome.candidate.name: round(
             measure_latency(replace(history.empty, blocks=outcome.candidate.blocks), device), 3
         )
-        for outcome in pareto_front(outcomes)
+        for outcome in front_of(history)
     }
 
 

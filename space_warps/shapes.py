@@ -17,10 +17,9 @@ from matplotlib.patches import Rectangle
 
 from .blocks import BlockSpec, MapShape, block_output_shape, build_block
 from .core import InputError
-from .growth import GREY, blank
+from .growth import BLUE, GREY, ORANGE, new_figure
 from .model import Architecture
 from .record import RunRecord
-from .report import BLUE, ORANGE
 
 # %% ../nbs/33c_shapes.ipynb #d7effcc9
 @functools.lru_cache(maxsize=4096)
@@ -41,7 +40,7 @@ def plot_network(
     size: tuple[int, int] = (792, 140),  # Width and height in pixels
 ) -> Figure:
     "The blocks from left to right, with their maps and parameters; candidates in orange."
-    figure = blank(*size)
+    figure = new_figure(*size)
     axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
     num_settled = len(blocks) if num_settled is None else num_settled
     channels, height, width = empty.image_shape
@@ -116,7 +115,7 @@ def plot_tree(
     size: tuple[int, int] = (392, 224),  # Width and height in pixels
 ) -> Figure:
     "The steps of a run with all ways that were taken."
-    figure = blank(*size)
+    figure = new_figure(*size)
     axes = figure.add_axes((0.02, 0.1, 0.96, 0.8))
     axes.axis("off")
     places = place_nodes(record)
@@ -128,11 +127,11 @@ def plot_tree(
         lines = [[places[a], places[b]] for a, b in pairs if (a in way and b in way) == is_way]
         axes.add_collection(LineCollection(lines, linewidths=width, colors=colour, zorder=1))
     rejected = {n.number for n in record.nodes if n.history.steps and not n.history.steps[-1].taken}
-    for is_taken, marker, fill in ((True, "o", "white"), (False, "X", "white")):
+    for is_taken, marker, colour in ((True, "o", BLUE), (False, "s", GREY)):
         found = [place for number, place in places.items() if (number not in rejected) == is_taken]
         if found:
             xs, ys = zip(*found, strict=True)
-            axes.scatter(xs, ys, 110, fill, marker=marker, edgecolors=BLUE, zorder=2)
+            axes.scatter(xs, ys, 110, "white", marker=marker, edgecolors=colour, zorder=2)
     axes.scatter(*places[record.tip], 260, "none", edgecolors=ORANGE, linewidths=2, zorder=3)
     fontsize = 7 if len(places) < 40 else 5
     for number, place in places.items():

@@ -15,8 +15,9 @@ from typing import Any
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from .growth import name_candidate, to_png
+from .growth import DARK_FILTER, to_png
 from .history import Outcome, SearchHistory, Step, accuracy_interval
+from .naming import name_candidate
 from .record import Training
 from .session import State
 from .shapes import way_to
@@ -234,7 +235,8 @@ class Picture:
         self.widget.layout.display = "" if content else "none"
 
 # %% ../nbs/43c_views.ipynb #098c0193
-STYLE = """<style>
+STYLE = (
+    """<style>
 .sw-dashboard { max-width: 1180px; }
 .sw-dashboard, .sw-dashboard .widget-box { overflow: visible; }
 .sw-status { font-size: 14px; line-height: 1.5; }
@@ -249,7 +251,9 @@ STYLE = """<style>
 .sw-error::before { content: "\\26A0  "; }
 .sw-dashboard .sw-error { overflow-wrap: anywhere; }
 .sw-picture { max-width: 100%; height: auto; border-radius: 4px; object-fit: contain; }
-[data-jp-theme-light="false"] .sw-plot { filter: invert(0.92) hue-rotate(180deg); }
+[data-jp-theme-light="false"] .sw-plot { filter: """
+    + DARK_FILTER
+    + """; }
 .sw-scroll { overflow-x: auto; max-width: 100%; }
 .sw-table { border-collapse: collapse; font-size: 13px; color: var(--jp-ui-font-color1, #222); }
 .sw-table caption { text-align: left; padding: 4px 0; font-weight: 600; }
@@ -261,3 +265,4 @@ STYLE = """<style>
 .sw-dashboard button:focus-visible, .sw-dashboard input:focus-visible {
   outline: 2px solid var(--jp-brand-color1, #0072b2); outline-offset: 1px; }
 </style>"""
+)

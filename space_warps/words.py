@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .decide import last_rung
-from .growth import name_candidate
 from .history import best_outcome
+from .naming import name_candidate
 from .panel import Panel
 from space_warps.views import (
     candidates_table,
