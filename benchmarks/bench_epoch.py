@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 from reference_loop import PlainBlocks, ReferenceLoop, as_colour
 from side_by_side import Row, compare, own_process, parse, show
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -164,14 +164,6 @@ def freed_memory(name: str, case: Case, rounds: int) -> Row:
     return compare_processes(name, ours, own_process(begin_ours, case, False), rounds)
 
 
-class NormFirst(PlainBlocks):
-    """The maximum before ReLU and dropout, but after the normalisation, by plain layers."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        conv, norm, relu, drop, pool = self.layers
-        return drop(relu(pool(norm(conv(maps)))))  # type: ignore[no-any-return]
-
-
 def replace_blocks(kind: Callable[[nn.Sequential], nn.Module], loop: OurLoop) -> None:
     """Compute the same blocks with the same weights in another order."""
     loop.model.blocks = nn.ModuleList(kind(block) for block in loop.model.blocks)  # type: ignore
@@ -213,7 +205,6 @@ def take_float32(loop: OurLoop) -> None:
 
 MEASURES: dict[str, Callable[[OurLoop], None]] = {
     **({"float32": take_float32} if PRECISION != "float32" else {}),
-    "normalise before pooling": functools.partial(replace_blocks, NormFirst),
     "pooling last": functools.partial(replace_blocks, PlainBlocks),
     "no channels last": lose_channels_last,
     "validation by 32": measure_in_small_batches,

@@ -20,8 +20,9 @@ from reference_loop import as_colour
 from side_by_side import Row, compare, parse, show
 
 from space_warps.augment import Augment
+from space_warps.catalogue import ReadOptions
 from space_warps.dataset import Space_Galaxi
-from space_warps.pixels import load_images
+from space_warps.resident import load_images
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 
@@ -35,14 +36,14 @@ def bare_loop(paths: Sequence[Path], mode: str) -> None:
 
 def decoding(name: str, paths: Sequence[Path], mode: str, rounds: int) -> Row:
     """All cores against one, the latter's time shared out over them."""
-    ours = functools.partial(load_images, paths, max_resident_bytes=2**40)
+    ours = functools.partial(load_images, paths, ReadOptions(max_resident_bytes=2**40))
     row = compare(name, ours, functools.partial(bare_loop, paths, mode), rounds)
     return Row(name, row.ours_s, row.reference_s / (os.cpu_count() or 1))
 
 
 def second_start(name: str, paths: Sequence[Path], cache: Path, rounds: int) -> Row:
     """With the file of the first start, and without it."""
-    load = functools.partial(load_images, paths, max_resident_bytes=0, cache_dir=cache)
+    load = functools.partial(load_images, paths, ReadOptions(max_resident_bytes=0, cache_dir=cache))
 
     def first() -> None:
         shutil.rmtree(cache)
@@ -55,18 +56,18 @@ def second_start(name: str, paths: Sequence[Path], cache: Path, rounds: int) -> 
 def batches(name: str, data: Space_Galaxi, num_batches: int, rounds: int) -> Row:
     """Rows gathered from the bytes and augmented, against the same decoded each time."""
     generator = torch.Generator().manual_seed(0)
-    places = torch.randint(len(data), (num_batches, 32), generator=generator)
+    indices = torch.randint(len(data), (num_batches, 32), generator=generator)
 
     def decoded() -> None:
-        for some in places:
-            chosen = [data.catalogue.paths[place] for place in some.tolist()]
+        for some in indices:
+            chosen = [data.catalogue.paths[index] for index in some.tolist()]
             arrays = [np.asarray(Image.open(path)) for path in chosen]
             images = torch.from_numpy(np.stack(arrays)).view(32, *data.image_shape)
             assert data.transform is not None
             data.transform(images.float() / 255, seed=0, epoch=0, rows=some)  # type: ignore
 
     def gathered() -> None:
-        for some in places:
+        for some in indices:
             data.batch(some)
 
     return compare(name, gathered, decoded, rounds)
@@ -74,18 +75,18 @@ def batches(name: str, data: Space_Galaxi, num_batches: int, rounds: int) -> Row
 
 def main() -> None:
     """Measure and print."""
-    asked = parse(__doc__, copies=8, colour_rows=1000)
+    options = parse(__doc__, copies=8, colour_rows=1000)
     grey = sorted((SAMPLE / "images").iterdir())
-    with tempfile.TemporaryDirectory() as place:
-        rows = [decoding("decode, 75x75 grey", grey * asked.copies, "L", asked.rounds)]
-        folder = as_colour(SAMPLE, Path(place) / "224", asked.colour_rows, 224) / "images"
-        large, few = sorted(folder.iterdir()) * 10, max(2, asked.rounds // 2)
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = [decoding("decode, 75x75 grey", grey * options.copies, "L", options.rounds)]
+        folder = as_colour(SAMPLE, Path(temporary) / "224", options.colour_rows, 224) / "images"
+        large, few = sorted(folder.iterdir()) * 10, max(2, options.rounds // 2)
         rows.append(decoding("decode, 224x224 colour", large, "RGB", few))
-        name, cache = "second start, 75x75 grey", Path(place) / "cache"
-        rows.append(second_start(name, grey * asked.copies, cache, asked.rounds))
+        name, cache = "second start, 75x75 grey", Path(temporary) / "cache"
+        rows.append(second_start(name, grey * options.copies, cache, options.rounds))
         data = Space_Galaxi(SAMPLE / "annotations.csv", SAMPLE / "images", Augment())
-        rows.append(batches("100 batches of 32", data, 100, asked.rounds))
-    show(rows, asked.json)
+        rows.append(batches("100 batches of 32", data, 100, options.rounds))
+    show(rows, options.json)
     print(
         f"\n{os.cpu_count()} cores; the reference of decoding is its time in one, divided by that"
     )

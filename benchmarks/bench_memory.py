@@ -45,6 +45,7 @@ from torch.utils.data import DataLoader
 from space_warps.audit import audit
 from space_warps.augment import Augment
 from space_warps.blocks import BlockSpec
+from space_warps.catalogue import ReadOptions
 from space_warps.cli import main as space_warps
 from space_warps.compare import compare_networks, compare_simple
 from space_warps.dataset import Scaling, measure_scaling
@@ -144,7 +145,7 @@ def paths(asked: Namespace) -> tuple[Path, Path]:
 
 def measure_audit(asked: Namespace) -> dict[str, Any]:
     """Audit the whole catalogue."""
-    found = audit(*paths(asked), say=False, **mapped(asked))
+    found = audit(*paths(asked), options=ReadOptions(**mapped(asked)), say=False)
     return {"num_rows": found.num_usable, "num_objects": found.num_objects}
 
 
@@ -168,12 +169,13 @@ def measure_evaluate(asked: Namespace) -> dict[str, Any]:
     """Evaluate a saved model on every row, after a wide one on some."""
     small = Architecture((1, 75, 75), CLASSES, (), Scaling((0.34,), (0.24,), ()))
     wide = replace(small.grown(BlockSpec(k=32, pool=3)), symmetric=True)
-    data = read_labelled(wide, *paths(asked), **mapped(asked))
+    data = read_labelled(wide, *paths(asked), ReadOptions(**mapped(asked)))
     ask(take_snapshot(ProgressiveModel(wide)), data.subset(np.arange(512)), "cpu")
     del data
     with tempfile.TemporaryDirectory() as run:
         save_snapshot(take_snapshot(ProgressiveModel(small)), Path(run))
-        record = evaluate_run(run, *paths(asked), device="cpu", **mapped(asked))
+        options = ReadOptions(**mapped(asked))
+        record = evaluate_run(run, *paths(asked), options=options, device="cpu")
     return {"num_rows": record["num_rows"], "intervals": record["intervals"]}
 
 

@@ -24,10 +24,17 @@ from space_warps.baselines import (
     leaked_by_rows,
     score_boosting,
 )
-from .catalogue import NEEDED, find_bad_labels, find_images, name_classes, read_features
+from space_warps.catalogue import (
+    DEFAULT_READ_OPTIONS,
+    NEEDED,
+    ReadOptions,
+    find_bad_labels,
+    find_images,
+    name_classes,
+    read_features,
+)
 from .objects import count_votes, digest_files, group_objects
-from .pixels import load_images
-from .resident import MappedImages
+from .resident import MappedImages, load_images
 from .table import check_columns, parse_numbers, read_table
 
 # %% ../nbs/06b_audit.ipynb #60ff5fae
@@ -61,38 +68,28 @@ FAULTS = ("labels and ids", "positions", "features", "missing images", "unusable
 def audit(
     csv_path: str | Path,  # CSV with id, ra, dec (degrees), class and the features
     img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
+    options: ReadOptions = DEFAULT_READ_OPTIONS,  # How to read them; every bad row is listed
     *,
-    features: Sequence[str] = ("z", "z_err"),  # Feature columns
-    image_size: int | None = None,  # Side in pixels to resize to; None keeps the own shape
-    max_resident_bytes: int = 2**30,  # Larger image data is memory-mapped
-    cache_dir: str | Path | None = None,  # Folder of mapped data; None is the user's cache
-    progress: bool = False,  # Show progress bars
     say: bool = True,  # Print the result
 ) -> Audit:
     "Audit a catalogue, print the result and return it."
     table = read_table(csv_path)
-    check_columns(table, [*NEEDED, *features], csv_path)
+    check_columns(table, [*NEEDED, *options.features], csv_path)
     faults: dict[str, dict[int, str]] = {kind: {} for kind in FAULTS}
     faults["labels and ids"] = find_bad_labels(table, None)
     ra = parse_numbers(table["ra"].tolist(), "ra", faults["positions"], 0, 360)
     dec = parse_numbers(table["dec"].tolist(), "dec", faults["positions"], -90, 90)
-    values = read_features(table, features, faults["features"])
+    values = read_features(table, options.features, faults["features"])
     paths = find_images(table["id"].tolist(), img_dir_path, faults["missing images"])
-    pixels, broken = load_images(
-        paths,
-        image_size,
-        max_resident_bytes=max_resident_bytes,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
+    pixels, broken = load_images(paths, options)
     faults["unusable images"] = {
         row: said for row, said in broken.items() if row not in faults["missing images"]
     }
     bad = {row for rows in faults.values() for row in rows}
     good = np.setdiff1d(np.arange(len(table)), list(bad))
-    digests = digest_files(paths.select(good), progress)
+    digests = digest_files(paths.select(good), options.progress)
     groups = group_objects(ra[good], dec[good], digests) if len(good) else good
-    found = _examine(table.iloc[good], values[good], (pixels, good), groups, features)
+    found = _examine(table.iloc[good], values[good], (pixels, good), groups, options.features)
     told = {
         kind: tuple(f"line {table.index[row]}: {said}" for row, said in sorted(rows.items()))
         for kind, rows in faults.items()

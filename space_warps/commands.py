@@ -31,8 +31,9 @@ from space_warps.inputs import (
     catalogue_paths,
     catalogues_of,
     check_test,
-    read_rows,
+    read_options,
     read_rows_again,
+    read_split,
     read_test,
     test_paths,
     write_share,
@@ -65,7 +66,7 @@ def run_search(
     paths = catalogue_paths(config.data)
     wanted = {f.name: getattr(config.search, f.name) for f in fields(SearchConfig)}
     plan = SearchConfig(**wanted)
-    loaders = read_rows(config, *paths)
+    loaders, test_rows = read_split(config, *paths)
     runner = make_runner(config, loaders)
     check_test(config, loaders, paths[1], runner.empty.architecture)
     environment = describe_environment(paths[0], runner.device, loaders, **runner.computing)
@@ -83,7 +84,7 @@ def run_search(
     try:
         observers: list[Observer] = [keep, bars, *trackers]
         if config.data.test_share:
-            observers.append(write_share(config, folder, *paths))
+            observers.append(write_share(test_rows, folder))
         if keep.record.is_complete:
             story = going_on(keep.record)
             if story.failure:
@@ -165,12 +166,8 @@ def measure_run(
         out=config.out,
         known=known,
         fractions=config.evaluate.fractions,
-        image_size=config.data.image_size,
-        on_bad_row=config.data.on_bad_row,  # type: ignore[arg-type]  # checked where it is used
-        max_resident_bytes=config.data.max_resident_bytes,
-        cache_dir=config.data.cache_dir,
+        options=read_options(config.data, progress=sys.stderr.isatty()),
         device=config.search.device,
-        progress=sys.stderr.isatty(),
     )
 
 # %% ../nbs/42d_commands.ipynb #0f477250
@@ -229,17 +226,8 @@ def _compare(
 # %% ../nbs/42d_commands.ipynb #2d13cb40
 def run_audit(config: Config) -> None:
     "Look at a catalogue and print what was found."
-    csv_path, img_dir_path = catalogue_paths(config.data)
-    data = config.data
-    audit(
-        csv_path,
-        img_dir_path,
-        features=data.features,
-        image_size=data.image_size,
-        max_resident_bytes=data.max_resident_bytes,
-        cache_dir=data.cache_dir,
-        progress=sys.stderr.isatty(),
-    )
+    options = read_options(config.data, progress=sys.stderr.isatty())
+    audit(*catalogue_paths(config.data), options)
 
 
 def run_simulate(config: Config) -> None:

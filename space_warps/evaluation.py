@@ -10,6 +10,7 @@ __all__ = ['read_labelled', 'ask', 'evaluate_rows', 'seen_before', 'record_openi
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .baselines import image_ceiling
-from .catalogue import Catalogue
+from .catalogue import DEFAULT_READ_OPTIONS, Catalogue, ReadOptions
 from .core import InputError, choose_device, sha256_file, write_atomic, write_json
 from .dataset import Space_Galaxi
 from space_warps.metrics import (
@@ -34,7 +35,6 @@ from space_warps.metrics import (
 from .model import Architecture
 from .objects import count_votes, digest_files, group_objects
 from .snapshot import Snapshot, load_snapshot
-from .table import OnBadRow
 from .train import evaluate
 
 # %% ../nbs/32b_evaluation.ipynb #a4c556ef
@@ -42,25 +42,12 @@ def read_labelled(
     architecture: Architecture,  # Of the model
     csv_path: str | Path,  # CSV with id, ra, dec (degrees), class and the model's features
     img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
-    *,
-    image_size: int | None = None,  # Side in pixels to resize to; None keeps the own shape
-    on_bad_row: OnBadRow = "error",  # Refuse a catalogue with a bad row, or skip the row
-    max_resident_bytes: int = 2**30,  # Larger image data is memory-mapped
-    cache_dir: str | Path | None = None,  # Folder of mapped data; None is the user's cache
-    progress: bool = False,  # Show progress bars
+    options: ReadOptions = DEFAULT_READ_OPTIONS,  # How to read it; the model fixes features and classes
 ) -> Space_Galaxi:
     "Read a catalogue for a model; raises `InputError` if it does not fit."
-    dataset = Space_Galaxi(
-        csv_path,
-        img_dir_path,
-        features=architecture.feature_names,
-        classes=architecture.classes,
-        image_size=image_size,
-        on_bad_row=on_bad_row,
-        max_resident_bytes=max_resident_bytes,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
+    names, classes = architecture.feature_names, architecture.classes
+    own = replace(options, features=names, classes=classes)
+    dataset = Space_Galaxi.read(csv_path, img_dir_path, own)
     if dataset.image_shape != architecture.image_shape:
         raise InputError(
             f"the model reads images of {_shape(architecture.image_shape)} and those of "
@@ -200,28 +187,15 @@ def evaluate_run(
     out: str | Path | None = None,  # Where to write; None is evaluation.json in the folder
     known: Sequence[Catalogue] | None = None,  # Training and validation rows
     fractions: dict[str, float] | None = None,  # Class -> share, to weigh the classes
-    image_size: int | None = None,  # Side in pixels to resize to; None keeps the own shape
-    on_bad_row: OnBadRow = "error",  # Refuse a catalogue with a bad row, or skip the row
-    max_resident_bytes: int = 2**30,  # Larger image data is memory-mapped
-    cache_dir: str | Path | None = None,  # Folder of mapped data; None is the user's cache
+    options: ReadOptions = DEFAULT_READ_OPTIONS,  # How to read it; the model fixes features and classes
     device: str | torch.device | None = None,  # Where to compute; None takes the best there is
-    progress: bool = False,  # Show progress bars
 ) -> dict[str, Any]:  # JSON values, as written
     "Evaluate a run's model on a catalogue, log it, and write the figures."
     snapshot = load_snapshot(folder)
     target = Path(out) if out is not None else evaluation_path(folder, csv_path)
     if not target.absolute().parent.is_dir():
         raise InputError(f"{target.parent} is no folder to write {target.name} to; make it first")
-    dataset = read_labelled(
-        snapshot.architecture,
-        csv_path,
-        img_dir_path,
-        image_size=image_size,
-        on_bad_row=on_bad_row,
-        max_resident_bytes=max_resident_bytes,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
+    dataset = read_labelled(snapshot.architecture, csv_path, img_dir_path, options)
     figures = evaluate_rows(snapshot, dataset, fractions=fractions, device=device)
     opening = record_opening(folder, csv_path, len(dataset))
     record = {

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from .as_code import as_code
 from .audit import audit
+from .catalogue import Catalogue
 from .commands import make_runner, measure_run
 from .config import Config, read_run_config
 from .core import InputError
@@ -27,7 +28,8 @@ from space_warps.inputs import (
     Loaders,
     catalogue_paths,
     catalogues_of,
-    read_rows,
+    read_options,
+    read_split,
     read_test,
     test_paths,
     write_share,
@@ -111,7 +113,7 @@ class Workplace:
         self.preview: tuple[Config, Loaders] | None = None  # What was read last, for which keys
         self._opened: Opened | None = None
         self._reading = threading.Lock()  # The same catalogue is never read twice at once
-        self._rows: dict[str, Loaders] = {}  # Of the run, and of the preview
+        self._rows: dict[str, tuple[Loaders, Catalogue]] = {}  # Of the run, and of the preview
 
     @property
     def state(self) -> State:
@@ -121,7 +123,8 @@ class Workplace:
     @property
     def loaders(self) -> Loaders | None:
         "The rows of the run, once they were read."
-        return self._rows.get(_rows_key(self.config))
+        split = self._rows.get(_rows_key(self.config))
+        return None if split is None else split[0]
 
     @property
     def step(self) -> Step | None:
@@ -154,11 +157,15 @@ class Workplace:
         self,
         config: Config,  # Which catalogue, and how
     ) -> Loaders:
-        "Training and validation rows; read again only if something else is asked for."
+        "Training and validation rows; read again only if another catalogue is requested."
+        return self._read_split(config)[0]
+
+    def _read_split(self, config: Config) -> tuple[Loaders, Catalogue]:
+        "The loaders, and the rows set aside for the test."
         key, own = _rows_key(config), _rows_key(self.config)
         with self._reading:
             if key not in self._rows:
-                found = read_rows(config, *catalogue_paths(config.data))
+                found = read_split(config, *catalogue_paths(config.data))
                 kept = {name: rows for name, rows in self._rows.items() if name == own}
                 self._rows = {**kept, key: found}
             return self._rows[key]
@@ -228,11 +235,11 @@ class Workplace:
     ) -> Callable[[], tuple[Runner, dict[str, Any]]]:
         def begin() -> tuple[Runner, dict[str, Any]]:
             "What the session asks for, in its thread."
-            loaders, paths = self.read(config), catalogue_paths(config.data)
+            (loaders, test_rows), paths = self._read_split(config), catalogue_paths(config.data)
             runner = make_runner(config, loaders)
             about = describe_environment(paths[0], runner.device, loaders, **runner.computing)
             if config.data.test_share and self.session is not None:
-                self.session.observers = [write_share(config, folder, *paths)]
+                self.session.observers = [write_share(test_rows, folder)]
             return runner, about
 
         return begin
@@ -334,13 +341,4 @@ def audit_rows(
     config: Config,  # Which catalogue
 ) -> str:
     "What is in a catalogue, and what is wrong with it."
-    data = config.data
-    found = audit(
-        *catalogue_paths(data),
-        features=data.features,
-        image_size=data.image_size,
-        max_resident_bytes=data.max_resident_bytes,
-        cache_dir=data.cache_dir,
-        say=False,
-    )
-    return str(found)
+    return str(audit(*catalogue_paths(config.data), read_options(config.data), say=False))

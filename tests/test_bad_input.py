@@ -89,7 +89,7 @@ def test_csv_ragged(tiny: Tiny, refused: Refusal, line: str) -> None:
 def test_ids_repeated(tiny: Tiny, refused: Refusal) -> None:
     tiny.change(7, "id", tiny.lines()[1].split(",")[0])
     assert "line 9 (id 1000000000000000" in (said := refused(tiny))
-    assert "stands in line 2 already" in said
+    assert "is in line 2 already" in said
 
 
 # The images
@@ -187,7 +187,7 @@ def test_share_out_of_range(tiny: Tiny, refused: Refusal, key: str, value: str) 
 )
 def test_split_with_an_empty_side(tiny: Tiny, refused: Refusal, words: str) -> None:
     said = refused(tiny, words)
-    assert "no row to validate with" in said or "at least one of each of the 3 classes" in said
+    assert "no validation row" in said or "at least one of each of the 3 classes" in said
 
 
 def test_unknown_key(tiny: Tiny, refused: Refusal) -> None:
@@ -256,7 +256,7 @@ def test_a_class_too_rare_for_the_fraction(
 
 
 def test_features_named_twice(tiny: Tiny, refused: Refusal) -> None:
-    assert "features are named once each" in refused(tiny, "data.features=[z,z]")
+    assert "each feature is named once" in refused(tiny, "data.features=[z,z]")
 
 
 def test_column_there_twice(tiny: Tiny, refused: Refusal) -> None:

@@ -3,11 +3,14 @@
 import csv
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Tiny, write_tiny
 
+from space_warps import dataset
 from space_warps.cli import main
 from space_warps.dataset import Space_Galaxi
 from space_warps.loaders import split_rows
@@ -102,6 +105,21 @@ def test_no_row_of_the_share_set_aside_is_trained_on(
     record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert record["num_rows"] == len(tested) == round(0.2 * len(data))
     assert (record["opening"], record["num_rows_seen"]) == (1, 0)
+
+
+def test_images_are_decoded_once_where_a_share_is_set_aside(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_images, num_images = dataset.load_images, []
+
+    def count(paths: Sequence[Path], *options: Any, **more: Any) -> Any:
+        num_images.append(len(paths))
+        return load_images(paths, *options, **more)
+
+    monkeypatch.setattr(dataset, "load_images", count)
+    words = [*tiny.words(), "data.test_share=0.2", f"run.dir={tmp_path / 'run'}", *QUICK]
+    assert main(["search", *words]) == 0
+    assert num_images == [60, 12]  # the whole catalogue, and its test rows at the end
 
 
 def test_every_opening_is_written_down(grown: tuple[Tiny, Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from conftest import Tiny, write_tiny
 from space_warps import resident
 from space_warps.audit import audit
 from space_warps.blocks import BlockSpec
+from space_warps.catalogue import ReadOptions
 from space_warps.compare import compare_simple
 from space_warps.dataset import Space_Galaxi, measure_scaling
 from space_warps.evaluation import evaluate_rows, seen_before
@@ -66,7 +67,7 @@ def test_audit_reads_images_in_chunks(
 ) -> None:
     tiny, options = mapped
     tiny.change(0, "ra", "east")  # so that the usable rows are not all rows
-    found = audit(*tiny, say=False, **options)
+    found = audit(*tiny, ReadOptions(**options), say=False)
     assert max(reads) <= 32
     assert sum(reads) == 139
     assert replace(found, csv_path="") == replace(audit(*tiny, say=False), csv_path="")

@@ -13,12 +13,11 @@ import torch
 from conftest import ROOT, Tiny
 from torch.utils.data import DataLoader
 
-from space_warps import images, objects, pixels
+from space_warps import images, objects, resident
 from space_warps.augment import Augment
 from space_warps.dataset import Space_Galaxi, measure_scaling
 from space_warps.loaders import create_train_val_dataloaders
-from space_warps.pixels import load_images
-from space_warps.resident import MappedImages
+from space_warps.resident import MappedImages, load_images
 from space_warps.runner import LocalRunner
 from space_warps.search import search
 from space_warps.settings import SearchConfig
@@ -58,7 +57,7 @@ def test_second_start_does_not_decode(
     def refuse(*_: object) -> None:
         raise AssertionError("an image was decoded again")
 
-    monkeypatch.setattr(pixels, "decode_into", refuse)
+    monkeypatch.setattr(resident, "decode_into", refuse)
     again = Space_Galaxi(*tiny, on_bad_row="skip", **mapped)
     assert again.sha256() == first.sha256()
     assert again.catalogue.skipped == first.catalogue.skipped
@@ -83,21 +82,21 @@ def test_workers_map_the_file_themselves(tiny: Tiny, mapped: dict[str, Any]) -> 
 
 def test_every_core_decodes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many images are under way at once as there are cores."""
-    monkeypatch.setattr(objects, "PIECE", 4)
-    decode = images.read_image
+    monkeypatch.setattr(objects, "BATCH_ROWS", 4)
+    decode = images._decode
     paths = [tiny.image(row) for row in range(60)]
-    first = set(paths[: 4 * (os.cpu_count() or 1) : 4])  # of each thread's first piece
+    first = set(paths[: 4 * (os.cpu_count() or 1) : 4])  # of each thread's first batch
     together = threading.Barrier(len(first))
 
-    def wait_for_the_others(path: Path, shape: images.Shape) -> Any:
+    def wait_for_the_others(path: Path, image: Any) -> Any:
         if path in first:
             together.wait(timeout=60)  # broken, if one thread does the work of two
-        return decode(path, shape)
+        return decode(path, image)
 
-    monkeypatch.setattr(pixels, "read_image", wait_for_the_others)
+    monkeypatch.setattr(images, "_decode", wait_for_the_others)
     found, bad = load_images(paths)
     assert not bad
-    assert np.array_equal(found[torch.tensor([3])][0], decode(paths[3], (1, 12, 12)))
+    assert np.array_equal(found[torch.tensor([3])][0], images.read_image(paths[3], (1, 12, 12)))
 
 
 def test_progress_is_shown(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
