@@ -30,7 +30,7 @@ setup: .venv/ready
 	@touch .venv/ready
 
 demo: setup
-	$(BIN)/space-warps search 'data.features=[]' 'search.k_candidates=[8,16]' search.finish_epochs=20
+	$(BIN)/space-warps search 'data.features=[]' 'search.k_candidates=[8,16]' search.final.epochs=20
 
 test: setup
 	$(BIN)/python -m pytest

@@ -21,7 +21,7 @@ import numpy as np
 from side_by_side import commit, machine, parse
 
 from space_warps.blocks import BlockSpec
-from space_warps.config import Config, DataConfig, SearchKeys
+from space_warps.config import Config, DataConfig
 from space_warps.dashboard import Dashboard
 from space_warps.events import (
     CandidateEnded,
@@ -34,7 +34,7 @@ from space_warps.events import (
 from space_warps.history import Candidate, Decision, Outcome, Step
 from space_warps.model import Architecture
 from space_warps.plan import EpochRecord, TrainPlan
-from space_warps.settings import SearchConfig
+from space_warps.settings import FinalConfig, SearchConfig, SelectionConfig
 from space_warps.workplace import Workplace
 
 FIRST = """
@@ -53,8 +53,12 @@ asyncio.run(main())
 
 def asked(fraction: float, epochs: int) -> Config:
     """A search of two depths."""
-    keys = SearchKeys(
-        max_layers=2, k_candidates=(8, 16, 32), epochs_per_eval=epochs, finish=False, patience=2
+    keys = SearchConfig(
+        max_layers=2,
+        k_candidates=(8, 16, 32),
+        epochs_per_eval=epochs,
+        final=FinalConfig(enabled=False),
+        selection=SelectionConfig(patience=2),
     )
     return Config(data=DataConfig(fraction=fraction), search=keys)
 

@@ -56,14 +56,14 @@ from space_warps.model import Architecture, ProgressiveModel
 from space_warps.plan import TrainPlan
 from space_warps.runner import LocalRunner
 from space_warps.search import search
-from space_warps.settings import SearchConfig
+from space_warps.settings import FinalConfig, SearchConfig
 from space_warps.snapshot import save_snapshot, take_snapshot
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 SEED = 0
 CLASSES = ("GALAXY", "QSO", "STAR")
 LIMIT = 2e9  # Bytes resident that are promised for a million rows
-TINY = SearchConfig(max_layers=1, k_candidates=(8,), epochs_per_eval=1, finish_epochs=1)
+TINY = SearchConfig(max_layers=1, k_candidates=(8,), epochs_per_eval=1, final=FinalConfig(epochs=1))
 
 
 def make_catalogue(folder: Path, num_rows: int) -> None:
@@ -157,7 +157,7 @@ def measure_search(asked: Namespace) -> dict[str, Any]:
         keys |= {"data.csv_path": csv_path, "data.img_dir_path": img_dir_path}
         keys |= {"data.fraction": min(1.0, 2200 / asked.rows), "run.dir": Path(run) / "run"}
         keys |= {"search.max_layers": 1, "search.k_candidates": "[32]", "search.device": "cpu"}
-        keys |= {"search.epochs_per_eval": 1, "search.finish_epochs": 1, "search.seed": SEED}
+        keys |= {"search.epochs_per_eval": 1, "search.final.epochs": 1, "search.seed": SEED}
         with contextlib.redirect_stdout(sys.stderr):
             if space_warps(["search", *(f"{key}={value}" for key, value in keys.items())]):
                 raise SystemExit("the search failed")

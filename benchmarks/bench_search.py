@@ -35,7 +35,7 @@ from space_warps.history import Candidate, Outcome
 from space_warps.loaders import EpochSampler, create_train_val_dataloaders
 from space_warps.runner import LocalRunner
 from space_warps.search import search
-from space_warps.settings import SearchConfig
+from space_warps.settings import SearchConfig, with_overrides
 
 PREFETCHED = 2  # batches that a worker prepares ahead, torch's default
 
@@ -180,8 +180,8 @@ def sides_of(asked: Any, place: Path) -> dict[str, tuple[Path, int | None]]:
 
 def config_of(asked: Any) -> SearchConfig:
     """The default settings, but for what was asked to be shorter."""
-    given = {"max_layers": asked.max_layers, "finish_epochs": asked.finish_epochs}
-    return SearchConfig(**{name: value for name, value in given.items() if value})
+    given = {"max_layers": asked.max_layers, "final.epochs": asked.finish_epochs}
+    return with_overrides(SearchConfig(), {name: v for name, v in given.items() if v})
 
 
 def measure(asked: Any) -> tuple[list[Row], str]:

@@ -29,7 +29,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,29 +56,29 @@ from space_warps.plan import TrainPlan
 from space_warps.predictor import rank_correlation
 from space_warps.runner import LocalRunner
 from space_warps.search import search
-from space_warps.settings import SearchConfig
+from space_warps.settings import SearchConfig, with_overrides
 from space_warps.simulate import simulate
 from space_warps.strategies import registered_strategies
 from space_warps.train import evaluate, train
 
 SPACE: dict[str, Any] = {
-    "families": ("conv", "residual", "separable", "inception"),
+    "space.families": ("conv", "residual", "separable", "inception"),
     "num_candidates": 9,
-    "morphs": ("deepen", "widen", "swap"),
-    "max_macs": 6_000_000,  # Of 75 pixels
+    "space.mutations": ("deepen", "widen", "swap"),
+    "space.max_macs": 6_000_000,  # Of 75 pixels
     "max_steps": 100,
-    "patience": 100,
+    "selection.patience": 100,
 }
 STRATEGIES = ("greedy", "random", "beam", "pnas")
 WAYS: dict[str, dict[str, Any]] = {
     "": {},
     "halving": {"rungs": (1, 3, 9)},
-    "from scratch": {"copy_weights": False},
-    "halving, from scratch": {"rungs": (1, 3, 9), "copy_weights": False},
+    "from scratch": {"training.copy_weights": False},
+    "halving, from scratch": {"rungs": (1, 3, 9), "training.copy_weights": False},
 }
 MORE_WAYS: dict[str, dict[str, Any]] = {  # On demand
     "longer halving": {"rungs": (2, 6)},
-    "longer halving, from scratch": {"rungs": (2, 6), "copy_weights": False},
+    "longer halving, from scratch": {"rungs": (2, 6), "training.copy_weights": False},
 }
 TRAIN_RATIO = 2 / 3
 Run = Callable[[Loaders, Space_Galaxi, argparse.Namespace], dict[str, Any]]
@@ -232,19 +231,17 @@ def lines_of_fold(
             tested, folder / "images", features=asked.features, classes=data.classes
         )
         side = unseen.image_shape[1]
-        limit = round(SPACE["max_macs"] * (side / 75) ** 2)
-        plain = SearchConfig(
-            **{**SPACE, "max_macs": limit},
-            seed=fold,
-            budget=f"{asked.budget}epochs",
-            finish_epochs=asked.finish_epochs,
+        limit = round(SPACE["space.max_macs"] * (side / 75) ** 2)
+        plain = with_overrides(
+            SearchConfig(seed=fold, budget=f"{asked.budget}epochs"),
+            {**SPACE, "space.max_macs": limit, "final.epochs": asked.finish_epochs},
         )
-        half = {"budget": f"{asked.budget // 2}epochs", "finish_epochs": asked.finish_epochs // 2}
+        half = {"budget": f"{asked.budget // 2}epochs", "final.epochs": asked.finish_epochs // 2}
         tried = variants(asked.strategies, asked.ways)
         halves = variants(list(STRATEGIES), list(WAYS))
         tried |= {f"{name}, half": {**halves[name], **half} for name in asked.half}
         lines: dict[str, tuple[dict[str, Any], Run]] = {
-            name: (told, partial(run_search, replace(plain, **told)))
+            name: (told, partial(run_search, with_overrides(plain, told)))
             for name, told in tried.items()
         }
         if asked.ladder:

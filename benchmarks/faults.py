@@ -36,11 +36,13 @@ from space_warps.record import read_history, stored_scores, stored_snapshot
 from space_warps.runner import LocalRunner
 from space_warps.runs import RunFolder
 from space_warps.search import search
-from space_warps.settings import SearchConfig
+from space_warps.settings import FinalConfig, SearchConfig
 from space_warps.snapshot import load_snapshot
 from space_warps.tree import RunTree
 
-CONFIG = SearchConfig(max_layers=2, k_candidates=(3, 4), epochs_per_eval=2, finish_epochs=4)
+CONFIG = SearchConfig(
+    max_layers=2, k_candidates=(3, 4), epochs_per_eval=2, final=FinalConfig(epochs=4)
+)
 MADE_AGAIN = {
     ".lock",
     "events.jsonl",

@@ -25,7 +25,7 @@ from space_warps.loaders import create_train_val_dataloaders
 from space_warps.metrics import FIGURES, Answers, measure
 from space_warps.runner import LocalRunner
 from space_warps.search import search
-from space_warps.settings import PLAIN, SearchConfig
+from space_warps.settings import PLAIN, SearchConfig, config_diff, with_overrides
 from space_warps.train import evaluate
 
 NUM_FOLDS = 5
@@ -60,7 +60,7 @@ def grow(
         loaders = create_train_val_dataloaders(
             others, folder / "images", Augment(), features=features, seed=fold
         )
-        config = SearchConfig(**{"seed": fold, **changes})
+        config = with_overrides(SearchConfig(seed=fold), changes)
         model, history = search(config, LocalRunner(*loaders, seed=fold))
         seconds = time.monotonic() - began
         unseen = Space_Galaxi(
@@ -97,10 +97,12 @@ def main() -> None:
     parser.add_argument("--folds", nargs="*", type=int, default=list(range(NUM_FOLDS)))
     parser.add_argument("--test", type=Path, help="a test set, instead of folds of the catalogue")
     parser.add_argument("--plain", action="store_true", help="the plain rule of greedy growth")
-    parser.add_argument("--set", nargs="*", default=[], help="fields of SearchConfig, name=JSON")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="settings of SearchConfig, e.g. final.epochs=20"
+    )
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
     asked = parser.parse_args()
-    changes = dict(PLAIN) if asked.plain else {}
+    changes = config_diff(PLAIN, SearchConfig()) if asked.plain else {}
     changes |= {word.split("=")[0]: json.loads(word.split("=", 1)[1]) for word in asked.set}
     rows = []
     for fold in asked.folds:

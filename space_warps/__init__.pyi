@@ -17,7 +17,11 @@ from .growth import plot_accuracy_vs_depth as plot_accuracy_vs_depth
 from .runner import LocalRunner as LocalRunner
 from .runs import RunFolder as RunFolder
 from .search import progressive_architecture_search as progressive_architecture_search
+from .settings import FinalConfig as FinalConfig
 from .settings import SearchConfig as SearchConfig
+from .settings import SelectionConfig as SelectionConfig
+from .settings import SpaceConfig as SpaceConfig
+from .settings import TrainingConfig as TrainingConfig
 from .simulate import sample_catalogue as sample_catalogue
 from .snapshot import load_snapshot as load_snapshot
 from .train import evaluate as evaluate

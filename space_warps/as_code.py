@@ -7,7 +7,7 @@ __all__ = ['changed_fields', 'write_said', 'as_code']
 
 # %% ../nbs/43b_as_code.ipynb #aa7b5203
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .config import Config
@@ -19,16 +19,23 @@ from .settings import SearchConfig
 # %% ../nbs/43b_as_code.ipynb #265fd824
 def changed_fields(
     record: Any,  # A dataclass
-    *left_out: str,  # Fields that are not told
+    *left_out: str,  # Fields to omit
 ) -> str:  # As arguments of a call
     "The fields of a record that are not at their defaults."
-    plain = type(record)()
-    told = [
-        f"{field.name}={getattr(record, field.name)!r}"
+    default = type(record)()
+    arguments = [
+        f"{field.name}={_as_argument(value)}"
         for field in fields(record)
-        if field.name not in left_out and getattr(record, field.name) != getattr(plain, field.name)
+        if field.name not in left_out
+        and (value := getattr(record, field.name)) != getattr(default, field.name)
     ]
-    return ", ".join(told)
+    return ", ".join(arguments)
+
+
+def _as_argument(value: Any) -> str:
+    "A value as Python; a group of settings as a call."
+    is_group = is_dataclass(value)
+    return f"{type(value).__name__}({changed_fields(value)})" if is_group else repr(value)
 
 
 def write_said(
@@ -58,15 +65,20 @@ def as_code(
 ) -> str:  # Python
     "The cell that repeats a run."
     csv_path, img_dir_path = catalogue_paths(config.data)
-    data, keys = config.data, config.search
-    plan = SearchConfig(**{f.name: getattr(keys, f.name) for f in fields(SearchConfig)})
+    data, compute, settings = config.data, config.compute, config.search
+    groups = [
+        type(v).__name__ for f in fields(settings) if is_dataclass(v := getattr(settings, f.name))
+    ]
     left = "csv_path", "img_dir_path", "test_csv", "test_img_dir_path", "missing_flags"
-    rows = ", ".join(part for part in (changed_fields(data, *left), f"seed={keys.seed}") if part)
+    rows = ", ".join(
+        part for part in (changed_fields(data, *left), f"seed={settings.seed}") if part
+    )
     said = "".join(f"    {write_said(each)}\n" for each in decisions)
     return f"""from space_warps import Augment, LocalRunner, SearchConfig, create_train_val_dataloaders
 from space_warps.history import Decision, Turn
 from space_warps.repeat import repeat
 from space_warps.search import search
+from space_warps.settings import {", ".join(groups)}
 
 train_loader, val_loader = create_train_val_dataloaders(
     {str(csv_path)!r},
@@ -77,14 +89,14 @@ train_loader, val_loader = create_train_val_dataloaders(
 runner = LocalRunner(
     train_loader,
     val_loader,
-    device={keys.device!r},
-    precision={keys.precision!r},
+    device={compute.device!r},
+    precision={compute.precision!r},
     missing_flags={data.missing_flags!r},
-    seed={keys.seed},
+    seed={settings.seed},
 )
 decisions = [
 {said}]
-config = SearchConfig({changed_fields(plan)})
+config = SearchConfig({changed_fields(settings)})
 model, history = search(config, runner, steer=repeat(decisions))
 print(history.final.weights_sha256)
 """

@@ -37,7 +37,7 @@ def epochs_of_finish(
     config: SearchConfig,  # Names the trainings in full
 ) -> int:
     "Epochs of the trainings in full."
-    return (1 + config.finish_seeds) * config.finish_epochs if config.finish else 0
+    return (1 + config.final.seeds) * config.final.epochs if config.final.enabled else 0
 
 
 def epochs_spent(
@@ -176,7 +176,7 @@ def _typical_networks(config: SearchConfig, runner: Runner) -> list[tuple[BlockS
     empty = runner.empty.architecture
     depths = range(1, min(2, config.max_layers) + 1)
     networks: set[tuple[BlockSpec, ...]] = set()
-    for kind in config.families:  # one block of each width, since there may be very many
+    for kind in config.space.families:  # one block of each width, since there may be very many
         widths = [{s.k: s for s in config.specs_at(d) if s.kind == kind} for d in depths]
         stacks = product(*(by_width.values() for by_width in widths))
         narrow_first = sorted(stacks, key=lambda stack: [spec.k for spec in stack])

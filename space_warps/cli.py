@@ -15,7 +15,7 @@ from types import FrameType
 
 from omegaconf import OmegaConf
 
-from .changes import check_keys, config_to_resume, given_settings
+from .changes import check_keys, config_to_resume, given_keys, given_settings
 from .commands import run_audit, run_evaluate, run_report, run_search, run_simulate
 from .config import explain_keys, known_keys, read_config, to_config
 from .core import InputError
@@ -65,10 +65,12 @@ def usage() -> str:
     lines = ["usage: space-warps COMMAND key=value ...", "", "commands:"]
     lines += [f"  {name:10}{said}" for name, said in COMMANDS.items()]
     lines += ["", "keys and defaults:"]
-    meanings = explain_keys()
+    meanings, group = explain_keys(), ""
     for key, value in known_keys().items():
+        if (own := key.rpartition(".")[0]) != group:
+            lines, group = [*lines, ""], own
         set_to = f"  {key}={'null' if value is None else value}"
-        lines.append(f"{set_to:42}  {meanings.get(key, '')}".rstrip())
+        lines.append(f"{set_to:46}  {meanings.get(key, '')}".rstrip())
     return "\n".join([*lines, "", "without data.csv_path the simulated sample is used"])
 
 # %% ../nbs/42f_cli.ipynb #d39c497d
@@ -105,18 +107,18 @@ def _refuse(said: str) -> int:
 def _run(command: str, words: Sequence[str]) -> int:
     if command not in COMMANDS:
         raise InputError(f"unknown command {command!r}; there are {', '.join(COMMANDS)}")
-    tree = read_config(words)
-    check_keys(command, words)
+    tree, keys = read_config(words), given_keys(words)
+    check_keys(command, keys)
     config = to_config(tree)
     if command == "search":
-        config = config_to_resume(words) if config.run.resume else config
+        config = config_to_resume(config, keys) if config.run.resume else config
         with StopOnSignal() as stop:
             run_search(config, OmegaConf.to_yaml(tree), stop)
         return 128 + stop.received if stop.received is not None else 0
     if command == "replay":
-        return 0 if run_replay(config_to_resume(words, ["step"])) else 1
+        return 0 if run_replay(config_to_resume(config, keys, ["step"])) else 1
     if command == "branch":
-        run_branch(config, given_settings(words))
+        run_branch(config, given_settings(config, keys))
         return 0
     others = {
         "evaluate": run_evaluate,

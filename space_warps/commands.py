@@ -9,7 +9,7 @@ __all__ = ['run_search', 'make_runner', 'measure_run', 'run_evaluate', 'run_audi
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,9 @@ def run_search(
     folder = Path(config.run.dir or f"results/{time.strftime('%Y-%m-%d_%H%M%S')}")
     if not config.run.resume:
         check_new_folder(folder)
-    choose_device(config.search.device)
+    choose_device(config.compute.device)
     trackers = [open_tracker(name, folder / name) for name in config.trackers]
     paths = catalogue_paths(config.data)
-    wanted = {f.name: getattr(config.search, f.name) for f in fields(SearchConfig)}
-    plan = SearchConfig(**wanted)
     loaders, test_rows = read_split(config, *paths)
     runner = make_runner(config, loaders)
     check_test(config, loaders, paths[1], runner.empty.architecture)
@@ -92,7 +90,13 @@ def run_search(
             print(f"{folder} has come to its end; space-warps branch goes on from an earlier step")
         else:
             _say_what_begins(keep, runner, paths[0], loaders)
-            search(plan, runner, observers=observers, should_stop=should_stop, resume=keep.past)
+            search(
+                config.search,
+                runner,
+                observers=observers,
+                should_stop=should_stop,
+                resume=keep.past,
+            )
     finally:
         bars.close()
         keep.close()
@@ -131,13 +135,13 @@ def make_runner(
     "The runner that these keys ask for."
     local = LocalRunner(
         *loaders,
-        device=config.search.device,
-        precision=config.search.precision,
-        capture=config.search.capture,
+        device=config.compute.device,
+        precision=config.compute.precision,
+        capture=config.compute.capture,
         missing_flags=config.data.missing_flags,
         seed=config.search.seed,
     )
-    return local if config.search.workers == 1 else WorkerRunner(local, config.search.workers)
+    return local if config.compute.workers == 1 else WorkerRunner(local, config.compute.workers)
 
 
 def _say_what_begins(keep: RunFolder, runner: Runner, csv_path: str, loaders: Loaders) -> None:
@@ -167,7 +171,7 @@ def measure_run(
         known=known,
         fractions=config.evaluate.fractions,
         options=read_options(config.data, progress=sys.stderr.isatty()),
-        device=config.search.device,
+        device=config.compute.device,
     )
 
 # %% ../nbs/42d_commands.ipynb #0f477250
@@ -191,11 +195,11 @@ def run_evaluate(config: Config) -> None:
         tested = Path(csv_path), img_dir_path
     size = config.data.image_size or asked.data.image_size
     config = replace(config, data=replace(config.data, image_size=size))
-    loaders = read_rows_again(asked, folder, needed=config.evaluate.compare)
+    loaders = read_rows_again(asked, folder, needed=config.evaluate.baselines)
     target = Path(config.out) if config.out else evaluation_path(folder, tested[0])
     record = measure_run(config, folder, *tested, catalogues_of(loaders) if loaders else None)
     print(describe_evaluation(record))
-    if config.evaluate.compare and loaders:
+    if config.evaluate.baselines and loaders:
         record["compared"] = []
         for row in _compare(config, folder, loaders, tested):
             low, high = row.interval
@@ -220,7 +224,7 @@ def _compare(
         test_data,
         plan,
         resnet_epochs=config.evaluate.resnet_epochs,
-        device=config.search.device,
+        device=config.compute.device,
     )
 
 # %% ../nbs/42d_commands.ipynb #2d13cb40

@@ -10,11 +10,17 @@ __all__ = ['DATA_LABELS', 'AUGMENT_LABELS', 'SEARCH_LABELS', 'parse_value', 'par
 import html
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from .blocks import registered_blocks
-from .config import Config, explain_keys, known_keys
+from space_warps.config import (
+    Config,
+    explain_keys,
+    known_keys,
+    path_of,
+    value_of,
+    with_keys,
+)
 from .core import InputError, choose_device
 from .loaders import check_share
 from .settings import CHOICES, LISTS
@@ -47,28 +53,28 @@ AUGMENT_LABELS = {
 }
 SEARCH_LABELS = {
     "search.strategy": "strategy",
-    "search.families": "families of blocks",
-    "search.morphs": "what a step may do",
+    "search.space.families": "block families",
+    "search.space.mutations": "what a step may do",
     "search.num_candidates": "candidates of a step, at most (0: all)",
     "search.beam_width": "networks that beam and pnas build on",
     "search.rungs": "epochs at which the worse are dropped (2, 6, 18)",
-    "search.max_params": "parameters, at most (empty: any)",
+    "search.space.max_params": "parameters, at most (empty: any)",
     "search.k_candidates": "channels k to try (by depth: 8, 16; 32, 64)",
     "search.epochs_per_eval": "epochs per candidate",
     "search.max_layers": "largest depth (blocks)",
     "search.lr": "learning rate, highest",
-    "search.copy_weights": "start from trained weights",
-    "search.warm_start": "candidates start from",
-    "search.compare": "compare by",
-    "search.accept": "accept",
-    "search.patience": "steps without gain that are held",
+    "search.training.copy_weights": "start from trained weights",
+    "search.training.warm_start": "candidates start from",
+    "search.selection.metric": "compare by",
+    "search.selection.acceptance": "accept",
+    "search.selection.patience": "steps without a gain before growth stops",
     "search.budget": "budget (20min, 300epochs; empty: none)",
-    "search.finish": "train in full at the end",
-    "search.finish_epochs": "epochs of that training",
+    "search.final.enabled": "train in full at the end",
+    "search.final.epochs": "epochs of that training",
     "search.seed": "seed",
     "search.workers": "trainings at once (processes)",
     "search.device": "device (empty: the best there is)",
-    "run.accept_changes": "go on with other versions, device or rows",
+    "run.accept_changes": "resume with other versions, device or rows",
 }
 
 # %% ../nbs/43a_controls.ipynb #b78492c7
@@ -126,30 +132,35 @@ def choices_of(
     key: str,  # Of a configuration
 ) -> tuple[Any, ...]:  # Empty where any value of the type may be given
     "The values that a key can have."
-    name = key.partition(".")[2]
-    known = {"families": registered_blocks(), "strategy": registered_strategies()}
-    return tuple(known.get(name) or CHOICES.get(name) or LISTS.get(name) or ())
+    if key == "search.space.families":
+        return tuple(registered_blocks())
+    if key == "search.strategy":
+        return tuple(registered_strategies())
+    path = key.removeprefix("search.")
+    return tuple(CHOICES.get(path) or LISTS.get(path) or ())
 
 
 def with_key(
     config: Config,  # A configuration
-    key: str,  # section.name
+    key: str,  # As on the command line
     value: Any,  # Its new value
 ) -> Config:
     "The same with another value; raises `InputError` for one that its dataclass refuses."
-    section, name = key.split(".")
+    name = key.rpartition(".")[2]
     if name in ("fraction", "train_ratio"):
         check_share(name, value)
-    changed: Any = replace(getattr(config, section), **{name: value})
-    return replace(config, **{section: changed})
+    return with_keys(config, {key: value})
 
 
 def hint_of(
-    key: str,  # section.name
+    key: str,  # As on the command line
 ) -> Any:
     "The type of a key."
-    section, name = key.split(".")
-    return typing.get_type_hints(type(getattr(Config(), section)))[name]
+    record: Any = Config()
+    *groups, name = path_of(key).split(".")
+    for group in groups:
+        record = getattr(record, group)
+    return typing.get_type_hints(type(record))[name]
 
 
 class Form:
@@ -177,7 +188,7 @@ class Form:
 
     def _control(self, key: str, meaning: str) -> Any:
         "The widget of a key."
-        value, options = self._value(self.config_so_far, key), choices_of(key)
+        value, options = value_of(self.config_so_far, key), choices_of(key)
         about = {"tooltip": meaning, "layout": {"width": "auto"}}
         if isinstance(value, bool):
             made = widgets.Checkbox(value, indent=False, **about)
@@ -191,10 +202,6 @@ class Form:
             made = widgets.Text(write_value(value), continuous_update=False, **about)
         made.observe(lambda change: self._take(key), "value")
         return made
-
-    def _value(self, config: Config, key: str) -> Any:
-        section, name = key.split(".")
-        return getattr(getattr(config, section), name)
 
     def _take(self, key: str) -> None:
         "Take in what was typed, or say why not."
@@ -226,7 +233,7 @@ class Form:
         "Show other values."
         self.config_so_far = config
         for key, control in self.controls.items():
-            value = self._value(config, key)
+            value = value_of(config, key)
             if isinstance(control, widgets.Text):
                 value = write_value(value)
             elif isinstance(control, widgets.SelectMultiple):
@@ -251,5 +258,5 @@ class Form:
     ) -> Config:
         "The configuration with these keys; where one is wrong, with what it was before."
         for key in self.controls:
-            base = with_key(base, key, self._value(self.config_so_far, key))
+            base = with_key(base, key, value_of(self.config_so_far, key))
         return base

@@ -38,7 +38,7 @@ from space_warps.words import (
     show_others,
     show_status,
 )
-from .workplace import Workplace, audit_rows, latest_run, plan_of, runs_in
+from .workplace import Workplace, audit_rows, latest_run, runs_in
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Dashboard:
         self.predicted: tuple[float, ...] = ()  # Seconds of each training of the next depth
         self._predicted_for: Any = None
         self._told: Any = None  # The story that the code and the map of a cutout belong to
-        self._settings = plan_of(self.place.shown)  # What the controls were last brought to
+        self._settings = self.place.shown.search  # What the controls were last brought to
         self._next_draw = 0.0  # When the next picture may be drawn beside a training
         self._task: asyncio.Task[None] | None = None
         if before is not None:
@@ -167,7 +167,7 @@ class Dashboard:
 
     def _accept_best(self) -> None:
         step, history = self._waiting(), self.place.watch.record.history
-        compare = history.config.compare if history else "loss"
+        compare = history.config.selection.metric if history else "loss"
         best = best_outcome(last_rung(step.outcomes), compare)
         if best is None:
             raise InputError("no candidate could be trained at this step; reject it, or go back")
@@ -207,7 +207,7 @@ class Dashboard:
         "Undo, or branch; what waits for a decision computes, what rests does not."
         if (number := self.panel.node.value) is None:
             raise InputError("there is no step to go back to yet; press Step first")
-        asked = plan_of(self.asked()) if name is not None else None
+        asked = self.asked().search if name is not None else None
         chosen = self.panel.instead.value
         take = chosen if name is not None and chosen != AS_TAKEN else None
 
@@ -341,7 +341,7 @@ class Dashboard:
 
     def _follow(self) -> None:
         "Bring the settings, and the runs that can be opened, to where the run has gone."
-        settings = plan_of(self.place.shown)
+        settings = self.place.shown.search
         if settings != self._settings:
             self._settings = settings
             self.panel.follow(self.place.shown)

@@ -81,19 +81,21 @@ def decide(
     alike: Sequence[Outcome] = (),  # As good as the best one; it is taken where there are none
 ) -> Decision:
     "Accept, hold or reject the best candidate, or a smaller one that is as good."
-    best = best_outcome(outcomes, config.compare)
+    best = best_outcome(outcomes, config.selection.metric)
     if best is None:
         return Decision("reject", None, f"all candidates failed; the first: {outcomes[0].failed}")
     pays = [o for o in outcomes if _pays(config, o, _rival(config, o, accepted, control))]
     smallest = [outcome for outcome in alike if outcome in pays]
-    taken = min(smallest, key=lambda o: (o.num_params, badness(o, config.compare)), default=None)
-    on_trial = best_outcome([o for o in outcomes if not is_whole(o)], config.compare)
-    taken = taken or best_outcome(pays, config.compare) or on_trial or best
+    taken = min(
+        smallest, key=lambda o: (o.num_params, badness(o, config.selection.metric)), default=None
+    )
+    on_trial = best_outcome([o for o in outcomes if not is_whole(o)], config.selection.metric)
+    taken = taken or best_outcome(pays, config.selection.metric) or on_trial or best
     index, beside = taken.candidate.index, _beside(config, outcomes, taken)
-    reason = quality(taken, config.compare)
+    reason = quality(taken, config.selection.metric)
     if taken is not best:
         than = "as good as" if taken in smallest else "less good than"
-        reason += f", {than} {quality(best, config.compare)}"
+        reason += f", {than} {quality(best, config.selection.metric)}"
     bar = _rival(config, taken, accepted, control)
     if bar is None:
         first = "the first network" if is_whole(taken) else "the first block"
@@ -101,17 +103,19 @@ def decide(
     is_gain = taken in pays
     side = "better" if is_gain else "not better"
     whose = "the control's" if bar is control else "before:"
-    reason += f", {side} than {whose} {quality(bar, config.compare)}"
-    if is_gain and config.accept == "significant":
+    reason += f", {side} than {whose} {quality(bar, config.selection.metric)}"
+    if is_gain and config.selection.acceptance == "significant":
         test = dict(zip(outcomes, tests, strict=False)).get(taken)
-        is_gain = test is not None and is_shown(test, config.compare, num_tried or len(outcomes))
+        is_gain = test is not None and is_shown(
+            test, config.selection.metric, num_tried or len(outcomes)
+        )
         whom = "the control" if is_fair(taken, control) else "the network before"
         reason += f", {'' if is_gain else 'but not '}shown against {whom}"
     if is_gain:
         return Decision("accept", index, reason, beside=beside)
     if is_whole(taken):
         return Decision("hold", None, reason)
-    if num_held < config.patience:
+    if num_held < config.selection.patience:
         return Decision("hold", index, reason, beside=beside)
     return Decision("reject", None, reason)
 
@@ -120,16 +124,23 @@ def _rival(
     config: SearchConfig, outcome: Outcome, accepted: Outcome | None, control: Outcome | None
 ) -> Outcome | None:
     "What an outcome has to be better than: the better one of the network so far and the control."
-    if accepted is None or control is None or control.failed or config.compare == "accuracy":
+    if (
+        accepted is None
+        or control is None
+        or control.failed
+        or config.selection.metric == "accuracy"
+    ):
         return accepted
     rivals = [accepted, control] if is_fair(outcome, control) else [accepted]
-    return min(rivals, key=lambda rival: badness(rival, config.compare))
+    return min(rivals, key=lambda rival: badness(rival, config.selection.metric))
 
 
 def _pays(config: SearchConfig, outcome: Outcome, bar: Outcome | None) -> bool:
     if outcome.failed is not None:
         return False
-    return bar is None or badness(outcome, config.compare) < badness(bar, config.compare)
+    return bar is None or badness(outcome, config.selection.metric) < badness(
+        bar, config.selection.metric
+    )
 
 
 def is_fair(
@@ -168,7 +179,7 @@ def _beside(config: SearchConfig, outcomes: Sequence[Outcome], best: Outcome) ->
     others = [outcome for outcome in last_rung(outcomes) if outcome is not best]
     found: list[int] = []
     while others and len(found) < config.num_tips - 1:
-        next_best = best_outcome(others, config.compare)
+        next_best = best_outcome(others, config.selection.metric)
         assert next_best is not None
         others.remove(next_best)
         found.append(next_best.candidate.index)

@@ -41,8 +41,8 @@ def propose(
 
 def _is_copied(config: SearchConfig, proposal: Proposal) -> bool:
     "Whether it starts from trained weights."
-    start = proposal.recipe.get("start")
-    wanted = start != "fresh" if start else config.copy_weights
+    start = proposal.recipe.get("init")
+    wanted = start != "fresh" if start else config.training.copy_weights
     return wanted and proposal.morph != "fresh"
 
 
@@ -52,7 +52,7 @@ def _settle(
     "How a proposal is trained; every seed follows from where it is."
     config, depth = history.config, len(history.steps) + 1
     is_control = place == 0
-    start = proposal.recipe.get("start")
+    start = proposal.recipe.get("init")
     if start and is_control:
         start = "copy" if copies else "fresh"
     plan = config.plan(
@@ -65,9 +65,9 @@ def _settle(
         depth=depth,
         index=max(place - 1, 0),
         blocks=proposal.blocks,
-        plan=plan if copies and not is_control else replace(plan, new_lr=1.0),
+        plan=plan if copies and not is_control else replace(plan, new_layer_lr_factor=1.0),
         copy_weights=copies,
-        jitter=proposal.recipe.get("jitter", config.jitter),
+        jitter=proposal.recipe.get("init_noise", config.training.init_noise),
         inherited_epochs=parent.total_epochs if copies else 0,
         role="control" if is_control else "candidate",
         branch=history.branch,
@@ -142,9 +142,9 @@ def train_candidates(
     train_wave: Train,  # Trains several candidates
 ) -> StepResults:
     "Train the control and every candidate of a step; raises `Stopped` when asked to stop."
-    if config.warm_start == "chained":
+    if config.training.warm_start == "chained":
         (control,) = train_wave(candidates[:1], tips[0])
-        chained = train_chained(candidates[1:], tips[0], train_wave, config.compare)
+        chained = train_chained(candidates[1:], tips[0], train_wave, config.selection.metric)
         return StepResults(control, tuple(chained))
     starts = [tips[candidate.parent] for candidate in candidates]
     (control, *trained), earlier = train_rungs(config, candidates, starts, train_wave)
@@ -163,7 +163,11 @@ def compare_candidates(
     full, seed = results.at_last_rung, derive_seed(config.seed, len(history.steps) + 1)
     tests = compare_with_control(results.control, full, rows, seed)
     tested = dict(zip([g.outcome for g in full if g.outcome], tests, strict=True))
-    similar = as_good_as_best(full, rows, config.compare) if config.choose == "compact" else []
+    similar = (
+        as_good_as_best(full, rows, config.selection.metric)
+        if config.selection.parsimony == "one_standard_error"
+        else []
+    )
     decision = decide(
         config,
         list(tested),
@@ -187,7 +191,7 @@ def _tests_against_rivals(
 ) -> list[PairedTest | None]:
     "Against the control where it is a fair rival, and else against the accepted network."
     config = history.config
-    if accepted.outcome is None or config.accept != "significant":
+    if accepted.outcome is None or config.selection.acceptance != "significant":
         return list(tested.values())
     seed = derive_seed(config.seed, len(history.steps) + 1, 1)
     others = compare_with_control(accepted, results.at_last_rung, rows, seed)

@@ -25,15 +25,17 @@ def propose_finish(
     depth, blocks = grown.candidate.depth, grown.candidate.blocks
     num_steps = max(config.max_layers, config.max_steps or 0, depth)
     first_epoch = (num_steps + 1) * config.step_epochs  # not seen by this network
-    seeds = [derive_seed(config.seed, 0, place) for place in range(config.finish_seeds + 1)]
+    seeds = [derive_seed(config.seed, 0, place) for place in range(config.final.seeds + 1)]
     recipe = grown.candidate.recipe(config.varied)
-    recipe.pop("new_lr", None)  # nothing is new by then
-    plans = [config.plan(config.finish_epochs, first_epoch, s, recipe=recipe) for s in seeds]
+    recipe.pop("new_layer_lr_factor", None)  # nothing is new by then
+    plans = [config.plan(config.final.epochs, first_epoch, s, recipe=recipe) for s in seeds]
     continued = Candidate(
-        depth, 0, blocks, plans[0], True, config.jitter, past, "continued", branch
+        depth, 0, blocks, plans[0], True, config.training.init_noise, past, "continued", branch
     )
     return continued, *(
-        Candidate(depth, place, blocks, plan, False, config.jitter, 0, "scratch", branch)
+        Candidate(
+            depth, place, blocks, plan, False, config.training.init_noise, 0, "scratch", branch
+        )
         for place, plan in enumerate(plans[1:])
     )
 
@@ -49,7 +51,7 @@ def finish(
     done = {grown.outcome.candidate.name: grown for grown in train_wave(wave) if grown.outcome}
     trained = [done[candidate.name] for candidate in wave]
     outcomes = tuple(grown.outcome for grown in trained if grown.outcome is not None)
-    best = best_outcome(outcomes, config.compare)
+    best = best_outcome(outcomes, config.selection.metric)
     if best is None:
         failed = Finish(
             outcomes, None, f"all trainings failed; the first one: {outcomes[0].failed}"

@@ -59,7 +59,7 @@ def trained_on(
         epochs=wanted - done,
         first_epoch=(before.depth - 1) * config.step_epochs + done,
         seed=derive_seed(config.seed, before.depth, place, rung),
-        new_lr=1.0,  # nothing is new any more
+        new_layer_lr_factor=1.0,  # nothing is new any more
     )
     return replace(
         before, plan=plan, rung=rung, copy_weights=True, inherited_epochs=grown.total_epochs
@@ -80,7 +80,9 @@ def train_rungs(
     earlier: list[Outcome] = []
     for rung in range(1, len(config.rungs)):
         there = [g for g in done[1:] if g.outcome and g.outcome.candidate.rung == rung - 1]
-        kept = survivors([g.outcome for g in there if g.outcome], config.compare, config.num_tips)
+        kept = survivors(
+            [g.outcome for g in there if g.outcome], config.selection.metric, config.num_tips
+        )
         going = [done[0]] if done[0].outcome and done[0].outcome.failed is None else []
         going += [g for g in there if g.outcome in kept]
         again = train_wave([trained_on(config, grown) for grown in going], going)

@@ -29,7 +29,7 @@ from space_warps.core import (
 from .model import Architecture
 from .paired import PairedTest
 from .plan import EpochRecord, TrainPlan
-from .settings import SearchConfig, changed
+from .settings import SearchConfig, with_overrides
 
 # %% ../nbs/20c_history.ipynb #9064470f
 Role = Literal["candidate", "control", "continued", "scratch"]
@@ -57,7 +57,7 @@ class Candidate:
     morph: str = field(default="deepen", metadata=json_key("mutation"))
     rung: int = 0  # How often it was trained on in this step
     predicted: float | None = None  # Expected log-loss less the mean of its step, in nats
-    # One of `STARTS`, if it was varied
+    # One of `INITS`, if it was varied
     start: str | None = field(default=None, metadata=json_key("init") | LEFT_OUT)
 
     @property
@@ -76,7 +76,7 @@ class Candidate:
     ) -> dict[str, Any]:  # As `SearchConfig.plan` takes it
         "What was varied of how it is started and trained."
         start = self.start or ("copy" if self.copy_weights else "fresh")
-        known: dict[str, Any] = {"start": start, "jitter": self.jitter}
+        known: dict[str, Any] = {"init": start, "init_noise": self.jitter}
         known["dropout"] = self.blocks[-1].dropout if self.blocks else 0.0
         return {n: known[n] if n in known else getattr(self.plan, n) for n in varied}
 
@@ -346,7 +346,7 @@ class SearchHistory:
             raise InputError(f"there is a branch {branch} already; give another name")
         if turn.branch is not None:
             own = int.from_bytes(hashlib.sha256(branch.encode()).digest()[:4], "big")
-            config = changed(config, {"seed": derive_seed(config.seed, own), **turn.changes})
+            config = with_overrides(config, {"seed": derive_seed(config.seed, own), **turn.changes})
         return replace(
             self,
             config=config,

@@ -11,23 +11,24 @@ from typing import Any
 
 from .blocks import BlockSpec
 from .history import Candidate
-from .settings import SearchConfig
+from .settings import SearchConfig, list_settings
 
 # %% ../nbs/20e_naming.ipynb #6af8c896
 LISTED = {
-    "families": "kind",
-    "kernel_sizes": "kernel_size",
-    "poolings": "pooling",
-    "activations": "activation",
-    "squeezes": "squeeze",
+    "space.families": "kind",
+    "space.kernel_sizes": "kernel_size",
+    "space.downsampling": "pooling",
+    "space.activations": "activation",
+    "space.se_options": "squeeze",
 }
 
 
 def searched(
     config: SearchConfig,  # What the search does
-) -> tuple[str, ...]:  # Fields of a block, then names of `vary`
+) -> tuple[str, ...]:  # Fields of a block, then hyperparameters
     "What it tries more than one value of, apart from widths."
-    lists = [name for listed, name in LISTED.items() if len(getattr(config, listed)) > 1]
+    settings = list_settings(config)
+    lists = [name for path, name in LISTED.items() if len(settings[path]) > 1]
     return (*lists, *(name for name, values in config.varied.items() if len(values) > 1))
 
 

@@ -152,9 +152,7 @@ class Panel:
     ) -> None:
         "Bring what a search does to where a run has gone; where it computes stays as typed."
         typed = self.search.typed(config)
-        device, workers = typed.search.device, typed.search.workers
-        search = replace(config.search, device=device, workers=workers)
-        self.search.show(replace(config, search=search, run=typed.run))
+        self.search.show(replace(config, compute=typed.compute, run=typed.run))
 
     def page(self) -> str:
         "The page that is open."

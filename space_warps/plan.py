@@ -34,7 +34,9 @@ class TrainPlan:
     selection_metric: str = "loss"  # What selects the epoch of a constant rate: loss, or accuracy
     augmentation: float = 1.0  # The strengths of the augmentation are multiplied by it; 0 is none
     # New weights begin so many times faster
-    new_lr: float = field(default=1.0, metadata=json_key("new_layer_lr_factor") | LEFT_OUT)
+    new_layer_lr_factor: float = field(
+        default=1.0, metadata=json_key("new_layer_lr_factor") | LEFT_OUT
+    )
 
     def __post_init__(self) -> None:
         as_floats(self)
@@ -55,8 +57,10 @@ class TrainPlan:
                 f"selection_metric is one of {', '.join(SELECTION_METRICS)}; "
                 f"got {self.selection_metric!r}"
             )
-        if not (math.isfinite(self.new_lr) and self.new_lr >= 1):
-            raise InputError(f"new_lr is a factor of at least 1; got {self.new_lr}")
+        if not (math.isfinite(self.new_layer_lr_factor) and self.new_layer_lr_factor >= 1):
+            raise InputError(
+                f"new_layer_lr_factor is a factor of at least 1; got {self.new_layer_lr_factor}"
+            )
 
     def is_better(
         self,
@@ -77,7 +81,7 @@ class TrainPlan:
         epoch: int,  # Within this training, from 0
     ) -> float:
         "How many times faster new weights learn: falls to 1 by the middle of the training."
-        return 1 + (self.new_lr - 1) * max(0.0, 1 - 2 * epoch / self.epochs)
+        return 1 + (self.new_layer_lr_factor - 1) * max(0.0, 1 - 2 * epoch / self.epochs)
 
 # %% ../nbs/13a_plan.ipynb #a34d0b6b
 @dataclass(frozen=True)
@@ -97,12 +101,12 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     "AdamW that decays matrices and filters only; where asked, new weights are groups of their own."
     known = [p for p in model.parameters() if p.requires_grad]
-    new = _newest(model) if plan.new_lr > 1 else set()
+    new = _newest(model) if plan.new_layer_lr_factor > 1 else set()
     rate = torch.tensor(plan.lr, device=known[0].device) if capturable else plan.lr
     groups = _decayed([p for p in known if p not in new], plan.weight_decay)
     for group in _decayed([p for p in known if p in new], plan.weight_decay) if new else ():
         own = rate.clone() if isinstance(rate, torch.Tensor) else rate
-        groups.append({**group, "lr": own, "times": plan.new_lr})
+        groups.append({**group, "lr": own, "times": plan.new_layer_lr_factor})
     return torch.optim.AdamW(groups, rate, capturable=capturable)
 
 

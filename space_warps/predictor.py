@@ -9,6 +9,7 @@ __all__ = ['TRUSTED', 'encode_network', 'encode_block', 'predict', 'at_first_run
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from .core import derive_seed
 from .cost import count_cost
 from .history import Outcome, SearchHistory, Step
 from .plan import TrainPlan
-from .settings import STARTS
+from .settings import INITS
 from .space import Proposal, proposal_of
 from .strategies import children, drawn, register_strategy
 
@@ -37,9 +38,9 @@ def encode_network(
     last, *below = [encode_block(spec) for spec in reversed(proposal.blocks)]
     means = np.mean(below, axis=0).tolist() if below else [0.0] * len(last)
     cost = count_cost(replace(history.empty, blocks=proposal.blocks))
-    recipe = {name: getattr(config, name, 1.0) for name in ("lr", "weight_decay")}
+    recipe: dict[str, Any] = {"lr": config.lr, "weight_decay": config.training.weight_decay}
     recipe |= {name: value for name, value in proposal.recipe.items() if name != "dropout"}
-    starts = STARTS if "start" in recipe else ()
+    inits = INITS if "init" in recipe else ()
     return [
         float(len(proposal.blocks)),
         math.log(cost.params),
@@ -47,12 +48,12 @@ def encode_network(
         *last,
         *means,
         parents[proposal.parent].val_loss if parents else 0.0,
-        *(float(proposal.morph == each) for each in config.morphs),
+        *(float(proposal.morph == each) for each in config.space.mutations),
         math.log(recipe["lr"]),
         math.log(recipe["weight_decay"] + 1e-6),
         recipe.get("augmentation", 1.0),
-        *(float(recipe["start"] == each) for each in starts),
-        *(float(recipe[name]) for name in ("jitter", "new_lr") if name in recipe),
+        *(float(recipe["init"] == each) for each in inits),
+        *(float(recipe[name]) for name in ("init_noise", "new_layer_lr_factor") if name in recipe),
     ]
 
 
@@ -150,7 +151,7 @@ def pnas(
     told = [replace(p, predicted=float(loss)) for p, loss in zip(pool, mean, strict=True)]
     if not is_trusted(history):
         return drawn(history, told, number)
-    num_lots = min(round(history.config.explore * number), number)
+    num_lots = min(round(history.config.random_fraction * number), number)
     order = np.argsort(mean - scatter, kind="stable")
     chosen = [told[place] for place in order[: number - num_lots]]
     rest = [told[place] for place in sorted(order[number - num_lots :])]

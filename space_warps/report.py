@@ -114,7 +114,7 @@ def _epochs(step: Step, outcome: Outcome) -> dict[str, int]:
 
 
 def _step(step: Step, config: SearchConfig) -> dict[str, Any]:
-    dropped = why_dropped(step, config.compare)
+    dropped = why_dropped(step, config.selection.metric)
     return {
         "step": step.depth,
         "decision": step.decision.kind,

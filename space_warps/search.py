@@ -43,7 +43,7 @@ from space_warps.path import (
     turn_back,
 )
 from .runner import LocalRunner, Runner
-from .settings import SearchConfig
+from .settings import FinalConfig, SearchConfig, TrainingConfig
 from .snapshot import weights_to_bytes
 from .space import timed_on
 from .train import Stopped
@@ -80,7 +80,7 @@ def final_training(
 ) -> Path:
     "Train the grown network in full, where that is due; raises `Stopped` when asked to stop."
     history, grown = state.history, state.accepted
-    is_due = history.config.finish and history.finish is None and not history.failure
+    is_due = history.config.final.enabled and history.finish is None and not history.failure
     if not is_due or grown.outcome is None:
         return state
     candidates = propose_finish(history.config, grown.outcome, history.branch)
@@ -158,7 +158,7 @@ def progressive_architecture_search(
     seed: int = 42,  # Seed of everything random
     copy_weights: bool = True,  # Start from trained weights as far as they fit
     *,
-    finish_epochs: int = SearchConfig.finish_epochs,  # Epochs of the training in full at the end; 0 leaves it out
+    final_epochs: int = FinalConfig.epochs,  # Epochs of the final training; 0 skips it
     observers: Sequence[Observer] = (),  # Who is told what happens, e.g. a progress bar
     should_stop: Callable[[], bool] = lambda: False,  # Asked before each batch
 ) -> tuple[ProgressiveModel, list[LayerDict]]:  # The grown network and a dict per block
@@ -169,9 +169,8 @@ def progressive_architecture_search(
         epochs_per_eval=epochs_per_eval,
         lr=lr,
         seed=seed,
-        copy_weights=copy_weights,
-        finish=finish_epochs != 0,
-        finish_epochs=finish_epochs or SearchConfig.finish_epochs,
+        training=TrainingConfig(copy_weights=copy_weights),
+        final=FinalConfig(enabled=final_epochs != 0, epochs=final_epochs or FinalConfig.epochs),
     )
     runner = LocalRunner(train_loader, val_loader, device=device, seed=seed)
     model, history = search(config, runner, observers=observers, should_stop=should_stop)

@@ -23,7 +23,7 @@ from .cost import count_cost, measure_latency
 from .history import Candidate, SearchHistory
 from .identity import allows_identity, allows_widening
 from .model import Architecture
-from .settings import LISTS, SearchConfig, check_varied, recipes
+from .settings import LISTS, SearchConfig, check_hyperparameters, recipes
 
 # %% ../nbs/22d_space.ipynb #04cac0a1
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def expand(
     parent: int = 0,  # Its place among those that the step builds on
 ) -> Iterator[Proposal]:
     "Every child of a network, with every recipe."
-    for morph in config.morphs:
+    for morph in config.space.mutations:
         children = morphed(config, blocks, morph)
         for child, recipe in itertools.product(children, recipes(config)):
             if "dropout" in recipe:
@@ -85,7 +85,7 @@ def settled(
     "A proposal with a start that is possible, and as usual in all that then makes no difference."
     recipe, blocks, morph = dict(proposal.recipe), proposal.blocks, proposal.morph
     usual: dict[str, Any] = {}
-    start = recipe.get("start", "copy" if config.copy_weights else "fresh")
+    start = recipe.get("init", "copy" if config.training.copy_weights else "fresh")
     below = blocks[-2] if len(blocks) > 1 else None
     if morph == "fresh" or (morph == "deepen" and below is None):
         start = "fresh"  # nobody to take weights from
@@ -95,13 +95,13 @@ def settled(
         morph == "widen" and before and allows_widening(before[-1], blocks[-1], below)
     ):
         start = "copy"
-    is_tiled = morph != "deepen" or config.warm_start == "chained"
+    is_tiled = morph != "deepen" or config.training.warm_start == "chained"
     has_copies = start == "net2net" and below is not None and blocks[-1].k > below.k
-    usual["start"] = start
+    usual["init"] = start
     if start == "fresh" or not (is_tiled or has_copies):
-        usual["jitter"] = config.jitter  # no noise is drawn
+        usual["init_noise"] = config.training.init_noise  # no noise is drawn
     if start == "fresh":
-        usual["new_lr"] = 1.0  # everything is new
+        usual["new_layer_lr_factor"] = 1.0  # everything is new
     recipe |= {name: value for name, value in usual.items() if name in recipe}
     return replace(proposal, recipe=recipe)
 
@@ -114,14 +114,14 @@ def excess(
     "A limit that a network is above, and what it has; raises `InputError` where blocks do not fit."
     architecture, found = replace(empty, blocks=blocks), dict[str, float]()
     _ = architecture.map_shape
-    if config.max_params is not None or config.max_macs is not None:
+    if config.space.max_params is not None or config.space.max_macs is not None:
         cost = count_cost(architecture)
         found |= {"max_params": cost.params, "max_macs": cost.macs}
-    if config.max_latency_ms is not None:
+    if config.space.max_latency_ms is not None:
         families = tuple(map(find_family, blocks))
         found["max_latency_ms"] = _latency(architecture, families, _device.get())
     for name, value in found.items():
-        limit = getattr(config, name)
+        limit = getattr(config.space, name)
         if limit is not None and value > limit:
             return name, value
     return None
@@ -190,7 +190,7 @@ def possible(
             least[name] = min(value, least.get(name, value))
     if not found:
         limits = [
-            f"no candidate is within {name}={_told(getattr(history.config, name))}: the least of "
+            f"no candidate is within space.{name}={_told(getattr(history.config.space, name))}: the least of "
             f"them has {_told(value)}; raise the limit, or offer smaller blocks"
             for name, value in least.items()
         ]
@@ -205,12 +205,12 @@ def _told(value: float) -> str:
 
 def _why_none(history: SearchHistory) -> str:
     "Why the settings make nothing of the networks that the step builds on."
-    config, morphs = history.config, ", ".join(history.config.morphs)
-    if history.tips == ((),) and "deepen" not in config.morphs:
-        return f"{morphs}: that changes a block, and there is none yet; add deepen to morphs"
+    config, mutations = history.config, ", ".join(history.config.space.mutations)
+    if history.tips == ((),) and "deepen" not in config.space.mutations:
+        return f"{mutations}: that changes a block, and there is none yet; add deepen to mutations"
     if any(len(blocks) >= config.max_layers for blocks in history.tips):
         return f"max_layers={config.max_layers} reached"
-    return f"nothing can be made of the network so far by {morphs}"
+    return f"nothing can be made of the network so far by {mutations}"
 
 
 def keys_of(
@@ -231,7 +231,7 @@ def proposal_of(
     return Proposal(candidate.blocks, candidate.morph, candidate.parent, recipe)
 
 
-MORPHS = (*(LISTS["morphs"] or ()), "fresh")
+MORPHS = (*(LISTS["space.mutations"] or ()), "fresh")
 
 
 def checked(
@@ -248,7 +248,7 @@ def checked(
     if len(blocks) > config.max_layers:
         raise InputError(f"a proposal has {len(blocks)} blocks; max_layers={config.max_layers}")
     if morph not in MORPHS:
-        raise InputError(f"a morph is one of {', '.join(MORPHS)}; got {morph!r}")
+        raise InputError(f"a mutation is one of {', '.join(MORPHS)}; got {morph!r}")
     if not isinstance(place, int) or not 0 <= place < len(tips):
         raise InputError(
             f"a proposal builds on network {place}; the step builds on {len(tips)}, counted from 0"
@@ -257,21 +257,32 @@ def checked(
     if tuple(blocks[:-1]) != kept:
         raise InputError(
             f"{morph} leaves the blocks below as they are, {len(kept)} of its parent's; a network "
-            "with other ones is drawn as a whole, which is the morph fresh"
+            "with other ones is drawn as a whole, which is the mutation fresh"
         )
     if not isinstance(recipe, dict):
         raise InputError(f"a recipe names values, as {{'lr': 0.001}}; got {recipe!r}")
     if unknown := [name for name in recipe if name not in config.varied]:
         known = ", ".join(config.varied) or "nothing"
-        raise InputError(f"a recipe has what vary names; vary names {known}; got {unknown[0]!r}")
-    check_varied({name: (value,) for name, value in recipe.items()})
+        raise InputError(
+            f"a recipe has what space.hyperparameters names; that is {known}; got {unknown[0]!r}"
+        )
+    check_hyperparameters({name: (value,) for name, value in recipe.items()})
     if "dropout" in recipe:
         below = [replace(spec, dropout=recipe["dropout"]) for spec in blocks[:-1]]
         last = replace(blocks[-1], dropout=recipe["dropout"])
         blocks = (*(below if morph == "fresh" else blocks[:-1]), last)
-    usual: dict[str, Any] = {"start": "copy" if config.copy_weights else "fresh"}
-    usual |= {"lr": config.lr, "weight_decay": config.weight_decay, "jitter": config.jitter}
-    usual |= {"augmentation": 1.0, "new_lr": 1.0, "dropout": blocks[-1].dropout, **recipe}
+    usual: dict[str, Any] = {"init": "copy" if config.training.copy_weights else "fresh"}
+    usual |= {
+        "lr": config.lr,
+        "weight_decay": config.training.weight_decay,
+        "init_noise": config.training.init_noise,
+    }
+    usual |= {
+        "augmentation": 1.0,
+        "new_layer_lr_factor": 1.0,
+        "dropout": blocks[-1].dropout,
+        **recipe,
+    }
     recipe = {name: usual[name] for name in config.varied}
     asked = replace(proposal, blocks=tuple(blocks), recipe=recipe)
     return settled(config, asked, tips[place])

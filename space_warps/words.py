@@ -93,7 +93,7 @@ def show_choices(
             (f"{name_candidate(o.candidate, config)} · {o.val_acc:.3f}", o.candidate.index)
             for o in known
         ]
-        compare = config.compare if config else "loss"
+        compare = config.selection.metric if config else "loss"
         best = best_outcome(last_rung(known), compare)
         if step is not None and best is not None:
             held = [outcome.candidate.index for outcome in known]

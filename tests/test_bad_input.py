@@ -19,7 +19,7 @@ QUICK = [
     "search.max_layers=1",
     "search.k_candidates=[4]",
     "search.epochs_per_eval=1",
-    "search.finish_epochs=1",
+    "search.final.epochs=1",
     "search.device=cpu",
 ]
 
@@ -208,13 +208,13 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("search.schedule=cosine", "schedule is 'one_cycle' or 'constant'; got 'cosine'"),
-        ("search.compare=luck", "compare is 'loss' or 'accuracy'; got 'luck'"),
-        ("search.patience=-1", "patience is at least 0; got -1"),
-        ("search.first_pool=0", "pool is at least 1 pixel; got 0"),
-        ("search.label_smoothing=1", "label_smoothing is a share in [0, 1); got 1.0"),
-        ("search.finish_epochs=0", "finish_epochs is at least 1; got 0; finish=false"),
-        ("search.finish_seeds=0", "finish_seeds is at least 1; got 0"),
+        ("search.training.schedule=cosine", "schedule is 'one_cycle' or 'constant'; got 'cosine'"),
+        ("search.selection.metric=luck", "selection.metric is 'loss' or 'accuracy'; got 'luck'"),
+        ("search.selection.patience=-1", "patience is at least 0; got -1"),
+        ("search.space.stem_downsample=0", "pool is at least 1 pixel; got 0"),
+        ("search.training.label_smoothing=1", "label_smoothing is a share in [0, 1); got 1.0"),
+        ("search.final.epochs=0", "final.epochs is at least 1; got 0; final.enabled=false"),
+        ("search.final.seeds=0", "final.seeds is at least 1; got 0"),
         ("augment.shift=-1", "shift must be a whole number of pixels from 0 to 100; got -1"),
     ],
 )
@@ -264,7 +264,9 @@ def test_column_there_twice(tiny: Tiny, refused: Refusal) -> None:
     assert "has 2 columns 'z_err'; keep one" in refused(tiny, "data.features=[z]")
 
 
-@pytest.mark.parametrize("word", ["search.lr=inf", "search.jitter=nan", "search.lr=???"])
+@pytest.mark.parametrize(
+    "word", ["search.lr=inf", "search.training.init_noise=nan", "search.lr=???"]
+)
 def test_numbers_that_are_none(tiny: Tiny, refused: Refusal, word: str) -> None:
     assert word.split("=")[0].split(".")[1] in refused(tiny, word)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from space_warps.cli import main
 from space_warps.config import read_config, to_config
-from space_warps.core import sha256_file
+from space_warps.core import from_json, sha256_file
 from space_warps.environment import describe_environment
 from space_warps.events import CandidateEnded, Event
 from space_warps.loaders import create_train_val_dataloaders
@@ -24,7 +25,7 @@ from space_warps.record import read_history
 from space_warps.runner import LocalRunner
 from space_warps.runs import RunFolder
 from space_warps.search import search
-from space_warps.settings import PLAIN, SearchConfig
+from space_warps.settings import PLAIN, FinalConfig, SearchConfig
 from space_warps.snapshot import load_snapshot
 from space_warps.train import evaluate
 
@@ -63,7 +64,7 @@ QUICK = [
     "search.max_layers=2",
     "search.k_candidates=[4,8]",
     "search.epochs_per_eval=2",
-    "search.finish_epochs=2",
+    "search.final.epochs=2",
     "data.train_ratio=0.7",
     "search.device=cpu",
 ]
@@ -81,7 +82,7 @@ def weights_in(run: Path) -> list[str]:
     return sorted(str(path.relative_to(run).with_suffix("")) for path in found)
 
 
-@pytest.mark.parametrize("words", [[], ["search.finish=false"]])
+@pytest.mark.parametrize("words", [[], ["search.final.enabled=false"]])
 def test_a_run_leaves_its_files_and_keys(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
@@ -121,7 +122,7 @@ def test_the_same_command_gives_the_same_bits(tiny: Tiny, tmp_path: Path) -> Non
 def test_the_network_is_trained_in_full_and_repeats(
     tiny: Tiny, tmp_path: Path, num_seeds: int
 ) -> None:
-    word = f"search.finish_seeds={num_seeds}"
+    word = f"search.final.seeds={num_seeds}"
     one, two = (run_search(tiny, tmp_path / name, word) for name in ("one", "two"))
     for key in ("model_sha256", "history_sha256", "finish"):
         assert one[key] == two[key]
@@ -145,13 +146,13 @@ def test_the_plain_rule_is_run_and_recorded(tiny: Tiny, tmp_path: Path) -> None:
     words = [*tiny.words(), f"run.dir={run}", "search.plain=true", "search.max_layers=2"]
     assert main(["search", *words, "search.k_candidates=[4]", "search.device=cpu"]) == 0
     recorded = OmegaConf.to_container(OmegaConf.load(run / "config.yaml").search)
-    assert recorded["compare"] == "accuracy"
+    assert recorded["selection"]["metric"] == "accuracy"
     assert recorded.pop("plain") is True and recorded.pop("device") == "cpu"
     assert (recorded.pop("precision"), recorded.pop("workers")) == ("auto", 1)
     assert recorded.pop("capture") is False
     history = read_history(run)
-    asked = SearchConfig(**{**PLAIN, "max_layers": 2, "k_candidates": (4,)})
-    assert history.config == asked == SearchConfig(**recorded)
+    asked = replace(PLAIN, max_layers=2, k_candidates=(4,))
+    assert history.config == asked == from_json(recorded, SearchConfig)
     assert history.finish is None
     assert json.loads((run / "progressive_summary.json").read_text())["finish"] is None
     assert not any(step.decision.kind == "hold" for step in history.steps)
@@ -162,11 +163,11 @@ def test_the_plain_rule_is_run_and_recorded(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_key_beside_the_plain_rule_counts() -> None:
     for words in (["search.plain=true", "search.lr=0.5"], ["search.lr=0.5", "search.plain=true"]):
         keys = to_config(read_config(words)).search
-        assert (keys.lr, keys.compare) == (0.5, "accuracy")
-    assert to_config(read_config(["search.plain=false"])).search.compare == "loss"
+        assert (keys.lr, keys.selection.metric) == (0.5, "accuracy")
+    assert to_config(read_config(["search.plain=false"])).search.selection.metric == "loss"
 
 
-@pytest.mark.parametrize("words", [[], ["search.finish=false"], ["search.plain=true"]])
+@pytest.mark.parametrize("words", [[], ["search.final.enabled=false"], ["search.plain=true"]])
 @pytest.mark.parametrize("features", ["[]", "[z]", "[z,z_err]"])
 def test_the_loaded_model_has_the_reported_accuracy(
     tiny: Tiny, tmp_path: Path, features: str, words: list[str]
@@ -191,7 +192,7 @@ def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> 
         noise = rng.integers(0, 256, (12, 12), dtype=np.uint8)
         Image.fromarray(noise).save(tiny.image(row))
     words = ("search.epochs_per_eval=40", "search.max_layers=1", "search.lr=0.01")
-    words = (*words, "search.finish_epochs=40")
+    words = (*words, "search.final.epochs=40")
     assert run_search(tiny, tmp_path / "with", *words)["final_val_accuracy"] > 0.9
     without = run_search(tiny, tmp_path / "without", *words, "data.features=[]")
     assert without["final_val_accuracy"] < 0.8
@@ -202,7 +203,7 @@ def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> 
     [
         (["search.epochs_per_eval=100000"], b"epoch_ended", "asked to stop at step 1", []),
         (
-            ["search.max_layers=1", "search.k_candidates=[4]", "search.finish_epochs=100000"],
+            ["search.max_layers=1", "search.k_candidates=[4]", "search.final.epochs=100000"],
             b"final_training_started",
             "max_layers=1 reached; asked to stop while finishing",
             ["step_01/candidate_00"],
@@ -247,7 +248,9 @@ def test_a_stop_between_the_trainings_in_full_leaves_the_grown_network(
             told.append(event)
 
     runner = LocalRunner(*create_train_val_dataloaders(*tiny, train_ratio=0.7), device="cpu")
-    config = SearchConfig(max_layers=1, k_candidates=(4,), epochs_per_eval=1, finish_epochs=1)
+    config = SearchConfig(
+        max_layers=1, k_candidates=(4,), epochs_per_eval=1, final=FinalConfig(epochs=1)
+    )
     keep = RunFolder(run, describe_environment(tiny.csv_path, "cpu"))
     _, history = search(config, runner, observers=[keep, listen], should_stop=lambda: bool(told))
     assert told and history.finish is None and history.final is history.accepted[-1]

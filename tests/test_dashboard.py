@@ -28,17 +28,21 @@ from space_warps.record import read_history, read_record
 from space_warps.repeat import repeat
 from space_warps.search import search
 from space_warps.simulate import sample_catalogue
-from space_warps.workplace import latest_run, plan_of
+from space_warps.workplace import latest_run
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs/dashboard.ipynb"
 PICTURES = Path(os.environ.get("SCREENSHOTS", NOTEBOOK.parent.parent / "results/screenshots"))
 WAIT = 120_000  # milliseconds; a busy machine is slow to start a kernel
 SETTINGS = """\
-from space_warps.config import Config, DataConfig, SearchKeys
-keys = SearchKeys({keys}, finish_epochs=4, device="cpu")
-config = Config(data=DataConfig(fraction={fraction}), search=keys)
+from space_warps import FinalConfig, SearchConfig, SelectionConfig
+from space_warps.config import ComputeConfig, Config, DataConfig
+settings = SearchConfig({keys}, final=FinalConfig(epochs=4))
+compute = ComputeConfig(device="cpu")
+config = Config(data=DataConfig(fraction={fraction}), search=settings, compute=compute)
 """
-QUICK = "max_layers=3, k_candidates=(4, 6), epochs_per_eval=2, patience=3"
+QUICK = (
+    "max_layers=3, k_candidates=(4, 6), epochs_per_eval=2, selection=SelectionConfig(patience=3)"
+)
 
 
 class Lab(NamedTuple):
@@ -238,7 +242,7 @@ def headless(folder: Path) -> str:
     loaders = read_rows(config, *catalogue_paths(config.data))
     runner = make_runner(config, loaders)
     said = read_record(folder).decisions
-    _, history = search(plan_of(config), runner, steer=repeat(said))
+    _, history = search(config.search, runner, steer=repeat(said))
     assert history.final is not None
     return history.final.weights_sha256
 

@@ -278,7 +278,7 @@ def test_commands_of_readme_run(
         tiny = make_tiny(num_rows=num_rows)
         tiny.csv_path.rename(f"{name}.csv")
         tiny.img_dir_path.rename(f"{name}_images")
-    short = ["search.max_layers=2", "search.epochs_per_eval=1", "search.finish_epochs=2"]
+    short = ["search.max_layers=2", "search.epochs_per_eval=1", "search.final.epochs=2"]
     short += ["search.device=cpu", "search.k_candidates=[4,8]"]
     extra = {"search": short, "evaluate": ["evaluate.epochs=1", "evaluate.resnet_epochs=0"]}
     for program, command, *words in commands("\n".join(readme_blocks())):

@@ -20,7 +20,14 @@ from space_warps.model import ProgressiveModel
 from space_warps.plan import TrainPlan
 from space_warps.runner import Grown, LocalRunner, first_weights
 from space_warps.search import progressive_architecture_search, search
-from space_warps.settings import PLAIN, SearchConfig
+from space_warps.settings import (
+    PLAIN,
+    FinalConfig,
+    SearchConfig,
+    SelectionConfig,
+    TrainingConfig,
+    with_overrides,
+)
 from space_warps.snapshot import Snapshot, clone_weights
 from space_warps.train import evaluate, train
 
@@ -30,9 +37,9 @@ ASKED: dict[str, Any] = {
     "epochs_per_eval": 2,
     "lr": 0.02,
 }
-QUICK = SearchConfig(**ASKED, finish_epochs=2)
-GREEDY = SearchConfig(**{**PLAIN, **ASKED})
-UNFINISHED = replace(QUICK, finish=False)
+QUICK = SearchConfig(**ASKED, final=FinalConfig(epochs=2))
+GREEDY = replace(PLAIN, **ASKED)
+UNFINISHED = with_overrides(QUICK, {"final.enabled": False})
 
 
 @pytest.fixture
@@ -90,9 +97,9 @@ def test_the_kept_epoch_is_the_best_by_what_the_search_compares(
         k_candidates=(4, 8, 12),
         epochs_per_eval=6,
         lr=0.03,
-        schedule="constant",
-        compare=compare,
-        finish=False,
+        training=TrainingConfig(schedule="constant"),
+        selection=SelectionConfig(metric=compare),
+        final=FinalConfig(enabled=False),
     )
     _, history = search(config, runner)
     differs = []
@@ -156,10 +163,12 @@ def test_accepted_blocks_do_not_drift(runner: LocalRunner, config: SearchConfig)
     model, history = search(config, runner, observers=[keep])
     last = history.final
     assert last is not None
-    assert (history.finish is not None) == config.finish == (last is not history.accepted[-1])
+    assert (
+        (history.finish is not None) == config.final.enabled == (last is not history.accepted[-1])
+    )
     measured = best[last.weights_sha256].weights
     assert all(torch.equal(measured[n], tensor) for n, tensor in clone_weights(model).items())
-    assert model.architecture.symmetric == config.finish
+    assert model.architecture.symmetric == config.final.enabled
     again = evaluate(model, runner.val_loader)
     assert (again.accuracy, again.loss) == (last.val_acc, pytest.approx(last.val_loss, rel=1e-5))
 
@@ -170,7 +179,7 @@ def test_input_channels_are_recorded_as_they_are(
 ) -> None:
     loaders = create_train_val_dataloaders(*make_tiny(colour=colour), train_ratio=0.7)
     model, layers = progressive_architecture_search(
-        *loaders, max_layers=2, k_candidates=[4], epochs_per_eval=1, device="cpu", finish_epochs=1
+        *loaders, max_layers=2, k_candidates=[4], epochs_per_eval=1, device="cpu", final_epochs=1
     )
     assert [layer["in_channels"] for layer in layers] == [6 if colour else 2, 4][: len(layers)]
     assert [block.conv.in_channels for block in model.blocks] == [
@@ -275,7 +284,7 @@ def test_the_reported_accuracy_is_of_the_returned_model(tiny: Tiny, finish_epoch
         k_candidates=[4, 8],
         epochs_per_eval=2,
         device="cpu",
-        finish_epochs=finish_epochs,
+        final_epochs=finish_epochs,
         observers=[keep],
     )
     assert isinstance(model, ProgressiveModel)

@@ -19,7 +19,7 @@ QUICK = [
     "search.max_layers=1",
     "search.k_candidates=[4]",
     "search.epochs_per_eval=1",
-    "search.finish_epochs=1",
+    "search.final.epochs=1",
     "data.train_ratio=0.7",
     "search.device=cpu",
 ]

@@ -26,7 +26,7 @@ QUICK = [
     "search.k_candidates=[4,6]",
     "search.max_layers=2",
     "search.epochs_per_eval=1",
-    "search.finish_epochs=2",
+    "search.final.epochs=2",
     "search.device=cpu",
 ]
 
@@ -81,7 +81,7 @@ def test_workers_are_stopped_and_go_on(
 
 
 def test_a_run_says_threads_and_precision(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
-    grow(tiny, tmp_path / "run", *QUICK, "search.precision=bfloat16", "search.finish=false")
+    grow(tiny, tmp_path / "run", *QUICK, "search.precision=bfloat16", "search.final.enabled=false")
     said = environment(tmp_path / "run")
     assert (said["threads"], said["precision"], said["capture"]) == (1, "bfloat16", False)
 
@@ -121,7 +121,7 @@ def test_the_maximum_taken_first_trains_the_same_network(tiny: Tiny) -> None:
         ("search.workers=0", "at least 1; got 0"),
         ("search.precision=half", "precision is one of auto, float32, bfloat16; got 'half'"),
         ("search.capture=true", "capture records what a GPU does"),
-        ("search.first_kernel=4", "kernel_size is odd"),
+        ("search.space.stem_kernel=4", "kernel_size is odd"),
     ],
 )
 def test_wrong_settings(

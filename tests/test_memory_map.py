@@ -20,10 +20,12 @@ from space_warps.loaders import create_train_val_dataloaders
 from space_warps.resident import MappedImages, load_images
 from space_warps.runner import LocalRunner
 from space_warps.search import search
-from space_warps.settings import SearchConfig
+from space_warps.settings import FinalConfig, SearchConfig
 from space_warps.snapshot import take_snapshot, weights_to_bytes
 
-QUICK = SearchConfig(max_layers=1, k_candidates=(4,), epochs_per_eval=1, finish_epochs=1)
+QUICK = SearchConfig(
+    max_layers=1, k_candidates=(4,), epochs_per_eval=1, final=FinalConfig(epochs=1)
+)
 
 
 @pytest.fixture

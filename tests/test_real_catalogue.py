@@ -38,7 +38,7 @@ def test_a_search_on_it_ends_and_repeats(real: Catalogue, tmp_path: Path) -> Non
         "search.max_layers=2",
         "search.k_candidates=[8,16]",
         "search.epochs_per_eval=2",
-        "search.finish_epochs=2",
+        "search.final.epochs=2",
     ]
     summaries = []
     for name in ("one", "two"):

@@ -26,14 +26,14 @@ from space_warps.record import read_history
 from space_warps.runner import LocalRunner
 from space_warps.runs import RunFolder
 from space_warps.search import search
-from space_warps.settings import SearchConfig
+from space_warps.settings import FinalConfig, SearchConfig, TrainingConfig
 from space_warps.tree import RunTree
 
 QUICK = [
     "search.max_layers=2",
     "search.k_candidates=[4,8]",
     "search.epochs_per_eval=2",
-    "search.finish_epochs=3",
+    "search.final.epochs=3",
     "data.train_ratio=0.7",
     "data.features=[]",
     "run.checkpoint_s=0",
@@ -296,7 +296,7 @@ def test_back_on_a_branch_and_replayed(
     assert first.taken is not None
     other = 1 - first.taken.candidate.index
     words = [f"run.dir={run}", "step=1", "branch=other", f"take={other}", "note=what if, then?"]
-    assert main(["branch", *words, "search.patience=0"]) == 0
+    assert main(["branch", *words, "search.selection.patience=0"]) == 0
     assert go_on(run) == 0
     capsys.readouterr()
     assert main(["tree", f"run.dir={run}"]) == 0
@@ -308,7 +308,7 @@ def test_back_on_a_branch_and_replayed(
     assert tree.at(1).outcome == first.taken, "the first way is as it was"
     assert tree.at(1).model().num_params == first.taken.num_params
     assert read_history(run).steps[0].decision.by == "person"
-    assert read_history(run).config.patience == 0
+    assert read_history(run).config.selection.patience == 0
     ended = json.loads((run / "progressive_summary.json").read_text())
     assert (ended["branch"], ended["history_sha256"] == whole["history_sha256"]) == ("other", False)
     for step in ("1", "2", "finish")[: 1 + len(read_history(run).steps)]:
@@ -412,7 +412,11 @@ def test_whole_numbers_where_fractions_are_asked(tiny: Tiny, tmp_path: Path) -> 
     """What is given as 0 is read back as 0.0, and is the same story."""
     loaders = create_train_val_dataloaders(*tiny, train_ratio=0.7, features=[])
     config = SearchConfig(
-        max_layers=1, k_candidates=(4,), epochs_per_eval=1, dropout=0, jitter=0, finish=False
+        max_layers=1,
+        k_candidates=(4,),
+        epochs_per_eval=1,
+        training=TrainingConfig(dropout=0, init_noise=0),
+        final=FinalConfig(enabled=False),
     )
     keep = RunFolder(tmp_path / "run", describe_environment(tiny.csv_path, "cpu", loaders))
     _, history = search(config, LocalRunner(*loaders, device="cpu"), observers=[keep])
@@ -439,7 +443,7 @@ def test_a_branch_asks_for_what_nothing_could_begin_with(tiny: Tiny, tmp_path: P
     grow(tiny, run, *QUICK)
     (narrow,) = (o for o in read_history(run).steps[0].outcomes if o.candidate.blocks[0].k == 4)
     words = ["step=1", "branch=wide", f"take={narrow.candidate.index}"]
-    words += ["search.morphs=[widen]", "search.k_candidates=[4,16]"]
+    words += ["search.space.mutations=[widen]", "search.k_candidates=[4,16]"]
     assert main(["branch", f"run.dir={run}", *words]) == 0
     assert go_on(run) == 0
     (wide,) = read_history(run).steps[1].outcomes

@@ -17,7 +17,7 @@ from space_warps.record import read_history
 from space_warps.runner import LocalRunner
 from space_warps.runs import RunFolder
 from space_warps.search import search
-from space_warps.settings import SearchConfig
+from space_warps.settings import FinalConfig, SearchConfig, SelectionConfig, SpaceConfig
 from space_warps.space import Proposal
 from space_warps.strategies import find_strategy, register_strategy
 from space_warps.tree import RunTree
@@ -26,11 +26,11 @@ WIDE = [
     "data.features=[]",
     "search.max_layers=2",
     "search.k_candidates=[4,8]",
-    "search.families=[conv,separable]",
-    "search.first_kernel=3",
-    "search.first_pool=2",
+    "search.space.families=[conv,separable]",
+    "search.space.stem_kernel=3",
+    "search.space.stem_downsample=2",
     "search.epochs_per_eval=1",
-    "search.finish_epochs=1",
+    "search.final.epochs=1",
     "search.beam_width=2",
     "search.num_candidates=3",
     "augment.noise=0.3",
@@ -60,7 +60,7 @@ def test_every_strategy_grows_a_network(tiny: Tiny, tmp_path: Path, strategy: st
 
 
 def test_random_search_hands_over_the_best_of_its_draws(tiny: Tiny, tmp_path: Path) -> None:
-    words = [*WIDE, "search.strategy=random", "search.max_steps=6", "search.finish=false"]
+    words = [*WIDE, "search.strategy=random", "search.max_steps=6", "search.final.enabled=false"]
     summary, run = grow(tiny, tmp_path / "run", *words, "search.num_candidates=2"), tmp_path / "run"
     steps = read_history(run).steps
     assert len(steps) == 6
@@ -118,12 +118,11 @@ def test_a_strategy_is_called_once_for_each_step(
     config = SearchConfig(
         strategy="counted",
         k_candidates=(4,),
-        first_kernel=3,
-        first_pool=2,
         epochs_per_eval=1,
-        patience=9,
-        finish=False,
         **changes,
+        space=SpaceConfig(stem_kernel=3, stem_downsample=2),
+        selection=SelectionConfig(patience=9),
+        final=FinalConfig(enabled=False),
     )
     loaders = create_train_val_dataloaders(tiny.csv_path, tiny.img_dir_path)
     _, history = search(config, LocalRunner(*loaders, device="cpu"))
@@ -174,9 +173,9 @@ def test_whole_numbers_among_what_is_varied_are_the_same_after_a_cut(
     words = [
         *WIDE,
         "search.k_candidates=[4]",
-        "search.morphs=[deepen,swap]",
+        "search.space.mutations=[deepen,swap]",
         "search.num_candidates=0",
-        "search.vary={dropout:[0,0.2]}",
+        "search.space.hyperparameters={dropout:[0,0.2]}",
     ]
     whole, run = grow(tiny, tmp_path / "whole", *words), tmp_path / "cut"
     cut_off(tiny, run, words, lambda event: isinstance(event, StepEnded), 1)
@@ -196,12 +195,18 @@ def test_a_budget_is_kept(tiny: Tiny, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["search.strategy=best"], "registered: beam, greedy, pnas, random"),
-        (["search.families=[konv]"], "registered: conv, inception, inverted_residual, residual"),
-        (["search.max_params=10"], "no candidate is within max_params=10"),
+        (
+            ["search.space.families=[konv]"],
+            "registered: conv, inception, inverted_residual, residual",
+        ),
+        (["search.space.max_params=10"], "no candidate is within max_params=10"),
         (["search.budget=2epochs"], "one candidate and the control take 2"),
-        (["search.kernel_sizes=[4]"], "kernel_size is odd"),
-        (["search.first_kernel=31"], "has a kernel of 31x31"),
-        (["search.vary={seed:[1]}"], "vary names a list of values for one of lr"),
+        (["search.space.kernel_sizes=[4]"], "kernel_size is odd"),
+        (["search.space.stem_kernel=31"], "has a kernel of 31x31"),
+        (
+            ["search.space.hyperparameters={seed:[1]}"],
+            "hyperparameters names a list of values for one of lr",
+        ),
         (["search.rungs=[6,2]"], "rungs are numbers of epochs that ascend"),
     ],
 )
@@ -214,7 +219,10 @@ def test_what_cannot_be_done_is_said(
 
 
 def test_recipe_and_architecture_are_searched_together(tiny: Tiny, tmp_path: Path) -> None:
-    words = ["search.vary={lr:[0.001,0.01],augmentation:[0,1]}", "search.num_candidates=0"]
+    words = [
+        "search.space.hyperparameters={lr:[0.001,0.01],augmentation:[0,1]}",
+        "search.num_candidates=0",
+    ]
     grow(tiny, tmp_path / "run", *WIDE, *words)
     first = read_history(tmp_path / "run").steps[0]
     recipes: Any = {(o.candidate.plan.lr, o.candidate.plan.augmentation) for o in first.outcomes}
@@ -222,12 +230,15 @@ def test_recipe_and_architecture_are_searched_together(tiny: Tiny, tmp_path: Pat
     assert len(first.outcomes) == 16
 
 
-START = ["search.vary={start:[fresh,copy,net2net],new_lr:[4]}", "search.num_candidates=0"]
+START = [
+    "search.space.hyperparameters={init:[fresh,copy,net2net],new_layer_lr_factor:[4]}",
+    "search.num_candidates=0",
+]
 
 
 def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Path) -> None:
     words = [*WIDE, *START, "search.k_candidates=[4]", "search.epochs_per_eval=2"]
-    summary = grow(tiny, tmp_path / "run", *words, "search.patience=2")
+    summary = grow(tiny, tmp_path / "run", *words, "search.selection.patience=2")
     first, second = read_history(tmp_path / "run").steps
     assert {o.candidate.start for o in first.outcomes} == {"fresh"}
     tried = {(o.candidate.blocks[-1].kind, o.candidate.start): o for o in second.outcomes}
@@ -236,7 +247,7 @@ def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Pa
     for (_, start), outcome in tried.items():
         candidate = outcome.candidate
         assert candidate.inherited_epochs == (0 if start == "fresh" else 2)
-        assert candidate.plan.new_lr == (1.0 if start == "fresh" else 4.0)
+        assert candidate.plan.new_layer_lr_factor == (1.0 if start == "fresh" else 4.0)
     losses = {key: outcome.epochs[0].val_loss for key, outcome in tried.items()}
     assert len(set(losses.values())) == 6
     told = summary["steps"][1]["candidates"]
@@ -257,7 +268,7 @@ def test_a_search_over_starts_is_the_same_in_workers_and_after_a_cut(
         *START,
         "search.rungs=[1,3]",
         "search.strategy=beam",
-        "search.morphs=[deepen,widen]",
+        "search.space.mutations=[deepen,widen]",
     ]
     words += ["run.checkpoint_s=0"]
     whole, run = grow(tiny, tmp_path / "whole", *words), tmp_path / "cut"
@@ -282,12 +293,15 @@ def test_the_plain_rule_tries_the_lists_that_are_given(tiny: Tiny, tmp_path: Pat
     words = [
         *WIDE,
         "search.plain=true",
-        "search.families=[conv,residual]",
+        "search.space.families=[conv,residual]",
         "search.num_candidates=0",
     ]
     grow(tiny, tmp_path / "run", *words)
     history = read_history(tmp_path / "run")
-    assert (history.config.warm_start, history.config.compare) == ("chained", "accuracy")
+    assert (history.config.training.warm_start, history.config.selection.metric) == (
+        "chained",
+        "accuracy",
+    )
     for step in history.steps:
         tried = [(o.candidate.blocks[-1].kind, o.candidate.blocks[-1].k) for o in step.outcomes]
         assert tried == [(kind, k) for kind in ("conv", "residual") for k in (4, 8)]
@@ -297,9 +311,13 @@ def test_the_plain_rule_tries_the_lists_that_are_given(tiny: Tiny, tmp_path: Pat
 def test_the_plain_rule_refuses_what_it_cannot_chain(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for word in ("search.strategy=beam", "search.rungs=[1,2]", "search.morphs=[deepen,swap]"):
+    for word in (
+        "search.strategy=beam",
+        "search.rungs=[1,2]",
+        "search.space.mutations=[deepen,swap]",
+    ):
         asked = [*WIDE, "search.plain=true", word]
         assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", *asked]) == 2
-        assert "it goes with strategy='greedy' and morphs=" in capsys.readouterr().err
-    freed = ["search.plain=true", "search.warm_start=parallel", "search.strategy=beam"]
+        assert "it needs strategy='greedy', space.mutations=" in capsys.readouterr().err
+    freed = ["search.plain=true", "search.training.warm_start=parallel", "search.strategy=beam"]
     grow(tiny, tmp_path / "freed", *WIDE, *freed)

@@ -30,7 +30,7 @@ from space_warps.plan import EpochRecord, TrainPlan
 from space_warps.settings import SearchConfig
 
 BLOCK = BlockSpec(8)
-PLAN = TrainPlan(new_lr=2.0)
+PLAN = TrainPlan(new_layer_lr_factor=2.0)
 CANDIDATE = Candidate(1, 0, (BLOCK,), PLAN, True, 0.05, start="copy")
 EPOCH = EpochRecord(1, 0.9, 0.8, 0.5)
 RESULT = Outcome(CANDIDATE, 0.5, 0.8, 1, 10, (EPOCH,), "ab")
@@ -97,7 +97,7 @@ QUICK = [
     "search.max_layers=1",
     "search.k_candidates=[4]",
     "search.epochs_per_eval=2",
-    "search.finish_epochs=2",
+    "search.final.epochs=2",
     "data.features=[]",
     "run.checkpoint_s=0",
 ]
