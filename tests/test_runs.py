@@ -224,7 +224,7 @@ def test_elsewhere_it_goes_on_only_when_told(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["search.lr=0.1"], "search.lr cannot change when a search goes on"),
+        (["search.lr=0.1"], "search.lr cannot change in a resumed search"),
         (["run.keep=some"], "keep is winners or all"),
     ],
 )

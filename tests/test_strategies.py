@@ -199,7 +199,7 @@ def test_a_budget_is_kept(tiny: Tiny, tmp_path: Path) -> None:
             ["search.space.families=[konv]"],
             "registered: conv, inception, inverted_residual, residual",
         ),
-        (["search.space.max_params=10"], "no candidate is within max_params=10"),
+        (["search.space.max_params=10"], "no candidate is within space.max_params=10"),
         (["search.budget=2epochs"], "one candidate and the control take 2"),
         (["search.space.kernel_sizes=[4]"], "kernel_size is odd"),
         (["search.space.stem_kernel=31"], "has a kernel of 31x31"),
