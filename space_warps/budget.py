@@ -12,13 +12,14 @@ from dataclasses import replace
 from itertools import islice, pairwise, product
 
 from .blocks import BlockSpec
-from .core import InputError
+from .core import InputError, choose_device
+from .cost import Latency, LatencyTimer
 from .halving import survivors_of
 from .history import SearchHistory, Turn
 from .runner import Runner
 from .settings import SearchConfig, read_budget
 from .space import Proposal, checked, is_within, possible
-from .strategies import find_strategy, propose_next
+from .strategies import find_strategy, num_parents, propose_next
 
 # %% ../nbs/22h_budget.ipynb #0c816a9d
 def epochs_of_step(
@@ -29,7 +30,7 @@ def epochs_of_step(
     rungs, left, total = (0, *(config.rungs or (config.epochs_per_eval,))), num_candidates, 0
     for below, above in pairwise(rungs):
         total += (left + 1) * (above - below)
-        left = survivors_of(left, config.num_tips)
+        left = survivors_of(left, num_parents(config))
     return total
 
 
@@ -90,26 +91,27 @@ def affordable(
 
 def propose_within(
     history: SearchHistory,  # The story so far
+    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
 ) -> list[Proposal]:
     "What to try next, is possible and can be paid for; raises `InputError` where there is nothing."
-    proposed = _proposed(history)
+    proposed = _proposed(history, latency)
     room = affordable(history, len(proposed))
     if room == len(proposed):
         return proposed
     fewer = replace(history.config, num_candidates=room)
-    return _proposed(replace(history, config=fewer))
+    return _proposed(replace(history, config=fewer), latency)
 
 
-def _proposed(history: SearchHistory) -> list[Proposal]:
+def _proposed(history: SearchHistory, latency: Latency | None) -> list[Proposal]:
     "What the strategy proposes, held to the limits whoever wrote it."
     config = history.config
-    found = propose_next(history)
+    found = propose_next(history, latency)
     if not isinstance(found, Iterable | None):
         raise InputError(f"the strategy {config.strategy!r} lists `Proposal`s; got {found!r}")
     proposed = [checked(history, each) for each in found or ()]
     if not proposed:
         raise InputError(f"the strategy {config.strategy!r} proposes nothing to try")
-    return possible(history, proposed)[: config.num_candidates or None]
+    return possible(history, proposed, latency)[: config.num_candidates or None]
 
 
 def describe_step_cost(
@@ -138,6 +140,7 @@ def describe_cost(
 def check_turn(
     turn: Turn,  # Where somebody wants to go
     there: SearchHistory | None = None,  # The story that goes on from there, where it is known
+    latency: Latency | None = None,  # Measures networks; None: on the best device here
 ) -> None:
     "Raise `InputError` for a budget in time, which nobody could turn into epochs, or an empty branch."
     budget = turn.changes.get("budget")
@@ -153,7 +156,7 @@ def check_turn(
     most = most_steps(config)
     if most is None or len(there.steps) < most:
         try:
-            propose_within(there)
+            propose_within(there, latency or LatencyTimer(choose_device(None)))
         except InputError as error:
             raise InputError(f"branch {turn.branch} would try nothing: {error}") from error
 
@@ -161,17 +164,22 @@ def check_turn(
 def in_epochs(
     config: SearchConfig,  # With a budget in time or epochs, or without one
     runner: Runner,  # Measures how long an epoch takes
+    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
 ) -> SearchConfig:  # The same with its budget in epochs
     "Convert a budget in time to epochs, so that the search is reproducible."
     amount, is_time = read_budget(config.budget) if config.budget is not None else (0, False)
     if not is_time:
         return config
-    seconds = [runner.seconds_per_epoch(blocks) for blocks in _typical_networks(config, runner)]
+    seconds = [
+        runner.seconds_per_epoch(blocks) for blocks in _typical_networks(config, runner, latency)
+    ]
     typical = sum(seconds) / len(seconds)
     return replace(config, budget=f"{max(1, int(amount / typical))}epochs")
 
 
-def _typical_networks(config: SearchConfig, runner: Runner) -> list[tuple[BlockSpec, ...]]:
+def _typical_networks(
+    config: SearchConfig, runner: Runner, latency: Latency | None
+) -> list[tuple[BlockSpec, ...]]:
     "The narrowest and the widest network of each family that may be tried, of two blocks at most."
     empty = runner.empty.architecture
     depths = range(1, min(2, config.max_layers) + 1)
@@ -181,8 +189,8 @@ def _typical_networks(config: SearchConfig, runner: Runner) -> list[tuple[BlockS
         stacks = product(*(by_width.values() for by_width in widths))
         narrow_first = sorted(stacks, key=lambda stack: [spec.k for spec in stack])
         for order in (narrow_first, narrow_first[::-1]):
-            fitting = (blocks for blocks in order if is_within(config, empty, blocks))
+            fitting = (blocks for blocks in order if is_within(config, empty, blocks, latency))
             networks |= set(islice(fitting, 1))
     unlimited = SearchHistory(replace(config, budget=None), empty, 0, 0)
-    networks = networks or {proposal.blocks for proposal in propose_within(unlimited)}
+    networks = networks or {proposal.blocks for proposal in propose_within(unlimited, latency)}
     return sorted(networks, key=repr)

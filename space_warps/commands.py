@@ -48,6 +48,7 @@ from .search import search
 from .settings import SearchConfig
 from .simulate import sample_catalogue, simulate
 from .snapshot import load_snapshot
+from .strategies import find_names, load_names
 from .trackers import open_tracker
 from .workers import WorkerRunner
 
@@ -64,6 +65,7 @@ def run_search(
     choose_device(config.compute.device)
     trackers = [open_tracker(name, folder / name) for name in config.trackers]
     paths = catalogue_paths(config.data)
+    (find_names if config.run.resume else load_names)(config.search)
     loaders, test_rows = read_split(config, *paths)
     runner = make_runner(config, loaders)
     check_test(config, loaders, paths[1], runner.empty.architecture)

@@ -79,6 +79,7 @@ def decide(
     tests: Sequence[PairedTest | None] = (),  # Of the candidates against what they are held against
     num_tried: int = 0,  # Candidates that were tried, the dropped ones as well; 0 is all outcomes
     alike: Sequence[Outcome] = (),  # As good as the best one; it is taken where there are none
+    num_parents: int = 1,  # Networks that the next step may build on
 ) -> Decision:
     "Accept, hold or reject the best candidate, or a smaller one that is as good."
     best = best_outcome(outcomes, config.selection.metric)
@@ -91,7 +92,7 @@ def decide(
     )
     on_trial = best_outcome([o for o in outcomes if not is_whole(o)], config.selection.metric)
     taken = taken or best_outcome(pays, config.selection.metric) or on_trial or best
-    index, beside = taken.candidate.index, _beside(config, outcomes, taken)
+    index, beside = taken.candidate.index, _beside(config, outcomes, taken, num_parents)
     reason = quality(taken, config.selection.metric)
     if taken is not best:
         than = "as good as" if taken in smallest else "less good than"
@@ -174,11 +175,13 @@ def last_rung(
     return [outcome for outcome in done if outcome.candidate.rung == longest]
 
 
-def _beside(config: SearchConfig, outcomes: Sequence[Outcome], best: Outcome) -> tuple[int, ...]:
+def _beside(
+    config: SearchConfig, outcomes: Sequence[Outcome], best: Outcome, num_parents: int
+) -> tuple[int, ...]:
     "The next best of a depth, if the next depth shall build on more than one."
     others = [outcome for outcome in last_rung(outcomes) if outcome is not best]
     found: list[int] = []
-    while others and len(found) < config.num_tips - 1:
+    while others and len(found) < num_parents - 1:
         next_best = best_outcome(others, config.selection.metric)
         assert next_best is not None
         others.remove(next_best)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from .budget import propose_within
 from .core import derive_seed
+from .cost import Latency
 from .decide import as_good_as_best, compare_with_control, decide, is_fair, last_rung
 from .halving import Train, train_rungs
 from .history import Candidate, Outcome, SearchHistory, Step, best_outcome
@@ -20,17 +21,19 @@ from .predictor import pnas  # noqa: F401  its strategy is registered
 from .runner import Grown
 from .settings import SearchConfig
 from .space import Proposal
+from .strategies import num_parents
 
 # %% ../nbs/23a_depth.ipynb #496164cc
 def propose(
     history: SearchHistory,  # The story so far
     tips: Sequence[Grown],  # The networks that the step builds on
+    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
 ) -> tuple[Candidate, ...]:  # The control first, then the candidates by index
     "What to train at a step; raises `InputError` where nothing can be tried."
     known = tips[0].outcome
     recipe = known.candidate.recipe(history.config.varied) if known else {}
     control = Proposal(tips[0].snapshot.architecture.blocks, "none", recipe=recipe)
-    proposals = propose_within(history)
+    proposals = propose_within(history, latency)
     copied = [_is_copied(history.config, proposal) for proposal in proposals]
     every = zip([control, *proposals], [any(copied), *copied], strict=True)
     return tuple(
@@ -177,6 +180,7 @@ def compare_candidates(
         _tests_against_rivals(history, results, accepted, rows, tested),
         len(outcomes),
         similar,
+        num_parents(config),
     )
     of_each = tuple(tested.get(outcome) for outcome in outcomes)
     return Step(len(history.steps) + 1, outcomes, control, decision, of_each, results.earlier)

@@ -9,11 +9,19 @@ __all__ = ['EXPANSION', 'convolve', 'Beside', 'residual_block', 'depthwise', 'se
 # %% ../nbs/10d_families.ipynb #1ac5a8db
 import functools
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import ACTIVATIONS, Block, BlockSpec, last_layers, register_block
+from space_warps.blocks import (
+    ACTIVATIONS,
+    Block,
+    BlockSpec,
+    init_identity_layer,
+    last_layers,
+    register_block,
+)
 from .core import InputError
 
 # %% ../nbs/10d_families.ipynb #a266a0e6
@@ -68,7 +76,23 @@ def _shortcut(in_channels: int, spec: BlockSpec) -> nn.Module:
     return convolve(in_channels, spec.k, 1, spec, stride=spec.stride, activate=False)
 
 
-@register_block("residual")
+def _init_shortcut(branches: Any, maps: Tensor) -> None:
+    torch.nn.init.zeros_(branches["body"][-1][1].weight)  # silent, until it has learnt
+    if not isinstance(branches["shortcut"], nn.Identity):
+        init_identity_layer(branches["shortcut"][0], branches["shortcut"][1], maps)
+
+
+def _init_residual_block(block: Any, maps: Tensor) -> None:
+    _init_shortcut(block.join, maps)
+
+
+@register_block(
+    "residual",
+    identity_init=_init_residual_block,
+    supports_widening=True,
+    ends_in_activation=True,
+    has_shortcut=True,
+)
 def residual_block(
     in_channels: int,  # Number of channels that come in
     spec: BlockSpec,  # What to build
@@ -96,7 +120,17 @@ def depthwise(
     return convolve(channels, channels, size, spec, stride=stride, groups=channels)
 
 
-@register_block("separable")
+def _init_separable_block(block: Any, maps: Tensor) -> None:
+    for layers in (block.depthwise, block.pointwise):
+        init_identity_layer(layers[0], layers[1], maps)
+
+
+@register_block(
+    "separable",
+    identity_init=_init_separable_block,
+    supports_widening=True,
+    ends_in_activation=True,
+)
 def separable_block(
     in_channels: int,  # Number of channels that come in
     spec: BlockSpec,  # What to build
@@ -114,7 +148,16 @@ def separable_block(
 EXPANSION = 4  # Channels inside an inverted residual, per channel that comes in
 
 
-@register_block("inverted_residual")
+def _init_inverted_residual_block(block: Any, maps: Tensor) -> None:
+    _init_shortcut(block.body, maps)
+
+
+@register_block(
+    "inverted_residual",
+    identity_init=_init_inverted_residual_block,
+    supports_widening=True,
+    has_shortcut=True,
+)
 def inverted_residual_block(
     in_channels: int,  # Number of channels that come in
     spec: BlockSpec,  # What to build
@@ -131,7 +174,7 @@ def inverted_residual_block(
     return Block(OrderedDict(body=body, **last_layers(spec)))
 
 # %% ../nbs/10d_families.ipynb #0b4e773b
-@register_block("inception")
+@register_block("inception", ends_in_activation=True)
 def inception_block(
     in_channels: int,  # Number of channels that come in
     spec: BlockSpec,  # What to build; k is at least 4

@@ -10,21 +10,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from .cost import Latency
 from .depth import propose
 from .halving import survivors_of
 from .history import Candidate, SearchHistory
 from .runner import Grown, Runner
 from .settings import SearchConfig
 from .snapshot import Snapshot
+from .strategies import num_parents
 from .train import Stopped
 
 # %% ../nbs/23e_forecast.ipynb #cecd406a
 def untrained_candidates(
     history: SearchHistory,  # The steps so far
+    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
 ) -> tuple[Candidate, ...]:  # The control first
     "Candidates of the next step, without the weights they start from; raises `InputError` if none."
     tips = [Grown(Snapshot(replace(history.empty, blocks=each), {})) for each in history.tips]
-    return propose(history, tips)
+    return propose(history, tips, latency)
 
 
 def predict_seconds(
@@ -42,6 +45,6 @@ def predict_seconds(
     seconds = [one * c.plan.epochs for one, c in zip(each, candidates, strict=True)]
     usual, left = sum(each[1:]) / max(1, len(each) - 1), len(candidates) - 1
     for below, above in pairwise(config.rungs):
-        left = survivors_of(left, config.num_tips)  # nobody knows which
+        left = survivors_of(left, num_parents(config))  # nobody knows which
         seconds += [each[0] * (above - below), *[usual * (above - below)] * left]
     return tuple(seconds)

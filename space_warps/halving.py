@@ -14,6 +14,7 @@ from .core import derive_seed
 from .history import Candidate, Outcome, Step, badness, quality
 from .runner import Grown
 from .settings import SearchConfig
+from .strategies import num_parents
 
 # %% ../nbs/22g_halving.ipynb #a1d3f37e
 ETA = 3  # Of so many candidates one goes on
@@ -78,11 +79,10 @@ def train_rungs(
     "Train the control and some candidates, and drop most of them on the way."
     done = train_wave(candidates, starts)
     earlier: list[Outcome] = []
+    at_least = num_parents(config)
     for rung in range(1, len(config.rungs)):
         there = [g for g in done[1:] if g.outcome and g.outcome.candidate.rung == rung - 1]
-        kept = survivors(
-            [g.outcome for g in there if g.outcome], config.selection.metric, config.num_tips
-        )
+        kept = survivors([g.outcome for g in there if g.outcome], config.selection.metric, at_least)
         going = [done[0]] if done[0].outcome and done[0].outcome.failed is None else []
         going += [g for g in there if g.outcome in kept]
         again = train_wave([trained_on(config, grown) for grown in going], going)
@@ -99,7 +99,7 @@ def num_trainings(
     "How many trainings a step is."
     total = left = num_candidates
     for _ in config.rungs[1:]:
-        left = survivors_of(left, config.num_tips)
+        left = survivors_of(left, num_parents(config))
         total += left
     return total + max(1, len(config.rungs))
 

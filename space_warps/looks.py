@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from .attention import occlusion_map, plot_attention
 from .core import InputError
+from .cost import LatencyTimer
 from .dataset import Space_Galaxi
 from .files import read_val_rows
 from .forecast import predict_seconds, untrained_candidates
@@ -113,16 +114,17 @@ def predict_next(
     should_stop: Callable[[], bool] = lambda: False,  # Asked before each measurement
 ) -> tuple[float, ...]:  # Seconds of each training; none where no depth comes next
     "How long the next step will take; raises `Stopped` when asked to. Nothing else may train meanwhile."
+    latency = LatencyTimer(runner.device)
     if watch.record.history is None:
         asked = replace(config, budget=None)  # a time is turned into epochs when it begins
         begun = SearchHistory(asked, runner.empty.architecture, runner.num_train, runner.num_val)
-        return predict_seconds(asked, untrained_candidates(begun), runner, should_stop)
+        return predict_seconds(asked, untrained_candidates(begun, latency), runner, should_stop)
     history = going_on(watch.record)
     path = SearchPath(history, ((Grown(runner.empty),),))
     if watch.record.is_complete or stop_reason(path):
         return ()
     try:
-        candidates = untrained_candidates(history)
+        candidates = untrained_candidates(history, latency)
     except InputError:  # the search ends here, and says why
         return ()
     return predict_seconds(history.config, candidates, runner, should_stop)

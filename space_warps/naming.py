@@ -70,7 +70,9 @@ def describe_candidate(
     words = [" + ".join(describe_block(spec, told) for spec in blocks)]
     if candidate.morph in ("widen", "swap"):
         words.append(candidate.morph)
-    if config and config.num_tips > 1 and candidate.depth > 1 and candidate.morph != "fresh":
+    if (
+        config and candidate.parent > 0 and candidate.morph != "fresh"
+    ):  # that it builds on the first one goes without saying
         words.append(f"on network {candidate.parent + 1}")
     if config:
         recipe = candidate.recipe(name for name in config.varied if name in told)

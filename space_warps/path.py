@@ -15,14 +15,16 @@ from .blocks import check_family
 from .budget import in_epochs, most_steps
 from .checkpoint import Checkpoint
 from .core import InputError
+from .cost import Latency
 from .depth import propose
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Observer
 from .halving import Train
 from .history import Candidate, Finish, Outcome, SearchHistory, Step, Turn
+from .identity import check_capabilities
 from .runner import Grown, Runner
 from .settings import SearchConfig
 from .snapshot import Snapshot
-from .strategies import find_strategy
+from .strategies import find_names, load_names
 
 # %% ../nbs/23b_path.ipynb #0016411b
 @dataclass(frozen=True)
@@ -104,12 +106,13 @@ def stop_reason(
 
 def next_candidates(
     state: Path,  # Where the search is
+    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
 ) -> tuple[tuple[Candidate, ...], str]:  # The control first; or none, and why
     "What to train at the next step; the strategy is asked once."
     if state.candidates:
         return state.candidates, ""
     try:
-        return propose(state.history, state.tips), ""
+        return propose(state.history, state.tips, latency), ""
     except InputError as error:
         return (), str(error)
 
@@ -187,19 +190,22 @@ def initial_state(
     config: SearchConfig,  # What to do; a resumed search keeps its own
     runner: Runner,  # Who trains
     past: Past | None = None,  # What an earlier session left
+    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
 ) -> Path:  # Its networks are not loaded yet
     "Start or resume a search; raises `InputError` where nothing can be tried or the rows differ."
     empty, history = runner.empty, past.history if past is not None else None
-    asked = config if history is not None else in_epochs(config, runner)
+    if history is None:  # a person gave the names; those of a run came from a file
+        load_names(config)
+    asked = config if history is not None else in_epochs(config, runner, latency)
     new = SearchHistory(asked, empty.architecture, runner.num_train, runner.num_val)
     history = history or new
     _check_rows(history, new)
-    find_strategy(history.config.strategy)
+    find_names(history.config)
     _check_families(history)
     first = Grown(replace(empty, architecture=history.empty))
     begun = past.wave if past is not None else ()
     if not (history.steps or begun):
-        begun = propose(history, [first])
+        begun = propose(history, [first], latency)
     return Path(history, ((first,),), candidates=begun)
 
 
@@ -215,6 +221,8 @@ def _check_rows(history: SearchHistory, new: SearchHistory) -> None:
 
 def _check_families(history: SearchHistory) -> None:
     "Raise `FamilyFault` for a family that breaks the contract of a block."
+    for family in history.config.space.families:
+        check_capabilities(family)
     width = history.empty.encoded_shape[0]
     for depth in range(1, min(2, history.config.max_layers) + 1):
         specs = history.config.specs_at(depth)

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .blocks import ACTIVATIONS, POOLINGS, BlockSpec, registered_blocks
 from .core import derive_seed
-from .cost import count_cost
+from .cost import Latency, count_cost
 from .history import Outcome, SearchHistory, Step
 from .plan import TrainPlan
 from .settings import INITS
@@ -35,7 +35,8 @@ def encode_network(
 ) -> list[float]:
     "A network as a model can read it."
     config, parents = history.config, history.beam
-    last, *below = [encode_block(spec) for spec in reversed(proposal.blocks)]
+    families = tuple(sorted({*registered_blocks(), *config.space.families}))
+    last, *below = [encode_block(spec, families) for spec in reversed(proposal.blocks)]
     means = np.mean(below, axis=0).tolist() if below else [0.0] * len(last)
     cost = count_cost(replace(history.empty, blocks=proposal.blocks))
     recipe: dict[str, Any] = {"lr": config.lr, "weight_decay": config.training.weight_decay}
@@ -59,10 +60,11 @@ def encode_network(
 
 def encode_block(
     spec: BlockSpec,  # The block
+    families: tuple[str, ...],  # Names of all families that there are
 ) -> list[float]:
     "A block as a model can read it."
     named = (
-        (registered_blocks(), spec.kind),
+        (families, spec.kind),
         (POOLINGS, spec.pooling),
         (tuple(ACTIVATIONS), spec.activation),
     )
@@ -142,9 +144,10 @@ def is_trusted(
 @register_strategy("pnas", keeps_beam=True)
 def pnas(
     history: SearchHistory,  # The trainings so far
+    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
 ) -> list[Proposal]:
     "The most promising children of the best networks, and some by lot."
-    pool, number = children(history), history.config.num_candidates or 8
+    pool, number = children(history, latency), history.config.num_candidates or 8
     if not any(at_first_rung(step) for step in history.steps):
         return drawn(history, pool, number)
     mean, scatter = predict(history, pool)

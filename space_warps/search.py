@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .core import InputError, choose_device
+from .cost import LatencyTimer
 from .dataset import Batch
 from .decide import decided
 from .depth import StepResults, compare_candidates, train_candidates
@@ -45,7 +46,6 @@ from space_warps.path import (
 from .runner import LocalRunner, Runner
 from .settings import FinalConfig, SearchConfig, TrainingConfig
 from .snapshot import weights_to_bytes
-from .space import timed_on
 from .train import Stopped
 
 # %% ../nbs/23c_search.ipynb #f5c57129
@@ -99,31 +99,31 @@ def search(
     resume: Past | None = None,  # What an earlier session left
 ) -> tuple[ProgressiveModel, SearchHistory]:  # The grown network, on the CPU, and its history
     "Grow a network block by block; raises `InputError` where not even one block fits."
-    with timed_on(runner.device):
-        state = initial_state(config, runner, resume)
-        emit = tell(tuple(observers))
-        train = functools.partial(
-            train_or_recall, runner=runner, past=resume, emit=emit, should_stop=should_stop
-        )
-        emit(_search_started(state.history, runner))
-        try:
-            state = complete(state, resume, train)
-            while not (reason := stop_reason(state)):
-                candidates, reason = next_candidates(state)  # control first; none, and why
-                if not candidates:
-                    break
-                if should_stop():
-                    raise Stopped
-                emit(_step_started(state.history, candidates))
-                results = train_candidates(state.history.config, candidates, state.tips, train)
-                step = compare_candidates(state.history, results, state.accepted, runner.val_rows)
-                answer = steer(step) if steer else step.decision  # a person, or the rule
-                state = conclude_step(state, step, results, answer, emit)
-                state = complete(state, resume, train)  # after going back
-            state = state.ended(reason)
-            state, interrupted = final_training(state, train, emit), False
-        except Stopped:
-            state, interrupted = state.ended(_where_stopped(state.history)), True
+    latency = LatencyTimer(runner.device)
+    state = initial_state(config, runner, resume, latency)
+    emit = tell(tuple(observers))
+    train = functools.partial(
+        train_or_recall, runner=runner, past=resume, emit=emit, should_stop=should_stop
+    )
+    emit(_search_started(state.history, runner))
+    try:
+        state = complete(state, resume, train)
+        while not (reason := stop_reason(state)):
+            candidates, reason = next_candidates(state, latency)  # control first; none, and why
+            if not candidates:
+                break
+            if should_stop():
+                raise Stopped
+            emit(_step_started(state.history, candidates))
+            results = train_candidates(state.history.config, candidates, state.tips, train)
+            step = compare_candidates(state.history, results, state.accepted, runner.val_rows)
+            answer = steer(step) if steer else step.decision  # a person, or the rule
+            state = conclude_step(state, step, results, answer, emit)
+            state = complete(state, resume, train)  # after going back
+        state = state.ended(reason)
+        state, interrupted = final_training(state, train, emit), False
+    except Stopped:
+        state, interrupted = state.ended(_where_stopped(state.history)), True
     emit(SearchEnded(state.history, state.snapshot, interrupted))
     if failed := state.history.failure:
         raise InputError(f"{failed}; {state.history.steps[-1].decision.reason}")

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from .budget import check_turn
 from .core import InputError
+from .cost import LatencyTimer
 from .decide import decided
 from .events import Observer
 from .history import Decision, Step, Turn
@@ -135,7 +136,8 @@ class Session:
         for each in said:
             if isinstance(each, Turn):
                 story = self._record.turned(story, each)
-                check_turn(each, story)
+                latency = LatencyTimer(self.runner.device) if self.runner else None
+                check_turn(each, story, latency)
 
     def turn(
         self,

@@ -10,7 +10,7 @@ import contextlib
 import pickle
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from .blocks import BlockSpec
+from .blocks import BlockSpec, block_families
 from .checkpoint import Checkpoint
 from .core import InputError
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Event, Observer
@@ -35,6 +35,13 @@ class _Task:
     start: Snapshot
     checkpoint: Checkpoint | None
     is_again: bool = False  # A worker died of it; it is tried alone
+    families: Mapping[str, str] = field(default_factory=dict)  # Name -> origin, to be imported
+
+
+def _families_of(candidate: Candidate, start: Snapshot) -> dict[str, str]:
+    "What a worker has to import; raises `InputError` for what it cannot."
+    blocks = (*candidate.blocks, *start.architecture.blocks)
+    return block_families.origins(dict.fromkeys(spec.kind for spec in blocks))
 
 
 class _Gone(Exception):
@@ -81,6 +88,7 @@ def _answered(
     runner: LocalRunner, task: _Task, tell: Observer, should_stop: Callable[[], bool]
 ) -> Grown | BaseException:
     try:
+        block_families.require(task.families)
         return answer(
             task.candidate,
             task.start,
@@ -142,7 +150,10 @@ class WorkerRunner:
         "Train every candidate; raises `Stopped` when asked to stop."
         starts = zip(wave, starts_of(wave, start), strict=True)
         ordered = sorted(starts, key=lambda pair: [spec.k for spec in pair[0].blocks])
-        waiting = [_Task(each, network, find_checkpoint(each)) for each, network in ordered]
+        waiting = [
+            _Task(each, network, find_checkpoint(each), families=_families_of(each, network))
+            for each, network in ordered
+        ]
         again: list[_Task] = []
         is_done = False
         try:

@@ -42,7 +42,7 @@ from .session import Session, State
 from .settings import SearchConfig, config_diff
 from .shapes import way_to
 from .snapshot import load_snapshot
-from .strategies import registered_strategies
+from .strategies import find_names, load_names
 from .watch import Watch
 
 # %% ../nbs/43d_workplace.ipynb #3449cad4
@@ -177,6 +177,7 @@ class Workplace:
         self.check_rest()
         folder = new_folder(self.home)
         run = replace(config.run, dir=str(folder), keep="all")
+        load_names(config.search)
         return self._take_up(folder, replace(config, run=run))
 
     def open(
@@ -186,12 +187,11 @@ class Workplace:
         "Take up a run that is there, wherever it was begun."
         self.check_rest()
         folder = Path(folder).expanduser()
-        return self._take_up(folder, read_run_config(folder))
+        config = read_run_config(folder)
+        find_names(config.search)  # a run of somebody else imports nothing
+        return self._take_up(folder, config)
 
     def _take_up(self, folder: Path, config: Config) -> Session:
-        if config.search.strategy not in registered_strategies():
-            known = ", ".join(registered_strategies())
-            raise InputError(f"unknown strategy {config.search.strategy!r}; registered: {known}")
         run = config.run
         session = Session(
             folder,

@@ -1,23 +1,33 @@
 """Strategies, early dropping, limits and budgets through the command."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Tiny, grow
 
+from space_warps.blocks import block_families
 from space_warps.budget import epochs_spent
 from space_warps.cli import main
+from space_warps.core import InputError
+from space_warps.cost import Latency, LatencyTimer
 from space_warps.events import CandidateEnded, EpochEnded, Event, StepEnded
 from space_warps.history import SearchHistory
 from space_warps.loaders import create_train_val_dataloaders
+from space_warps.model import Architecture
 from space_warps.record import read_history
 from space_warps.runner import LocalRunner
 from space_warps.runs import RunFolder
 from space_warps.search import search
 from space_warps.settings import FinalConfig, SearchConfig, SelectionConfig, SpaceConfig
+from space_warps.snapshot import load_snapshot
 from space_warps.space import Proposal
 from space_warps.strategies import find_strategy, register_strategy
 from space_warps.tree import RunTree
@@ -94,9 +104,9 @@ def counted() -> list[int]:
     calls: list[int] = []
 
     @register_strategy("counted")
-    def propose(history: SearchHistory) -> list[Proposal]:
+    def propose(history: SearchHistory, latency: Latency | None) -> list[Proposal]:
         calls.append(len(history.steps) + 1)
-        return [] if len(history.steps) == 2 else find_strategy("greedy")(history)
+        return [] if len(history.steps) == 2 else find_strategy("greedy")(history, latency)
 
     return calls
 
@@ -321,3 +331,156 @@ def test_the_plain_rule_refuses_what_it_cannot_chain(
         assert "it needs strategy='greedy', space.mutations=" in capsys.readouterr().err
     freed = ["search.plain=true", "search.training.warm_start=parallel", "search.strategy=beam"]
     grow(tiny, tmp_path / "freed", *WIDE, *freed)
+
+
+def test_every_search_measures_latency_anew_on_its_own_device(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[tuple[int, torch.device]] = []
+
+    def measure(architecture: Architecture, device: torch.device) -> float:
+        timed.append((architecture.blocks[-1].k, device))
+        return 5.0
+
+    monkeypatch.setattr("space_warps.cost.measure_latency", measure)
+    words = [
+        *WIDE,
+        "search.max_layers=1",
+        "search.final.enabled=false",
+        "search.space.families=[conv]",
+    ]
+    once = [(k, torch.device("cpu")) for k in (4, 8)]
+    for number in (1, 2):
+        grow(tiny, tmp_path / f"run_{number}", *words, "search.space.max_latency_ms=6")
+        assert sorted(timed, key=str) == once
+        timed.clear()
+    # A timer of another device measures there, whatever others have measured before.
+    architecture = read_history(tmp_path / "run_1").accepted[0].candidate.blocks
+    network = replace(read_history(tmp_path / "run_1").empty, blocks=architecture)
+    for device in ("cpu", "meta"):
+        LatencyTimer(device)(network)
+    assert [device for _, device in timed] == [torch.device("cpu"), torch.device("meta")]
+
+
+MODULE = """
+from torch import nn
+
+from space_warps.blocks import register_block
+from space_warps.space import expand, possible
+from space_warps.strategies import register_strategy
+
+
+@register_block("smooth")
+def smooth_block(in_channels, spec):
+    conv = nn.Conv2d(in_channels, spec.k, 3, padding=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(spec.k), nn.GELU(), nn.AvgPool2d(spec.pool))
+
+
+def plain_block(in_channels, spec):  # nobody registers it
+    return smooth_block(in_channels, spec)
+
+
+@register_strategy("both", keeps_beam=True)
+def both(history, latency):
+    parents = enumerate(history.tips)
+    every = (p for n, blocks in parents for p in expand(history.config, blocks, n))
+    return possible(history, every, latency)
+"""
+
+
+def run_python(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own that finds the modules of a folder."""
+    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, **variables}
+    return subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_families_and_strategies_of_a_module_travel(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sw_travels.py").write_text(MODULE)
+    run, cli = tmp_path / "run", ("-m", "space_warps.cli")
+    names = [
+        "search.space.families=[sw_travels:smooth_block,sw_travels:plain_block]",
+        "search.strategy=sw_travels:both",
+        "compute.workers=2",
+    ]
+    words = [*tiny.words(), *WIDE, "search.k_candidates=[4]", "search.max_layers=1", *names]
+    done = run_python(*cli, "search", *words, f"run.dir={run}", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # A run may come from somebody else: its names import nothing by themselves.
+    name = read_history(run).accepted[0].candidate.blocks[0].kind
+    with pytest.raises(InputError, match="imports nothing by itself"):
+        load_snapshot(run).model()
+    assert "sw_travels" not in sys.modules
+    again = ("search", f"run.dir={run}", "run.resume=true")
+    refused = run_python(*cli, *again, folder=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("space-warps: the strategy 'sw_travels:both' is not loaded")
+    assert len(refused.stderr.splitlines()) == 1
+    allowed = run_python(*cli, *again, folder=tmp_path, SPACE_WARPS_IMPORTS="sw_travels")
+    assert allowed.returncode == 0, allowed.stderr
+    monkeypatch.syspath_prepend(str(tmp_path))
+    block_families.load(name)
+    assert load_snapshot(run).model().num_layers == 1
+
+
+def test_a_module_that_cannot_be_imported_is_refused(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for word in ("search.space.families=[sw_nowhere:smooth]", "search.strategy=sw_nowhere:smooth"):
+        words = [*tiny.words(), *WIDE, word, f"run.dir={tmp_path / 'run'}"]
+        assert main(["search", *words]) == 2
+        told = capsys.readouterr().err
+        assert "cannot import sw_nowhere" in told
+        assert len(told.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+SESSION = """
+import sys
+from space_warps import LocalRunner, SearchConfig, create_train_val_dataloaders, register_block
+from space_warps.search import search
+from space_warps.settings import FinalConfig, SpaceConfig
+from space_warps.workers import WorkerRunner
+import sw_travels
+
+csv_path, images, name = sys.argv[1:]
+
+
+@register_block("here")
+def here_block(in_channels, spec):
+    return sw_travels.smooth_block(in_channels, spec)
+
+
+loaders = create_train_val_dataloaders(csv_path, images, features=(), train_ratio=0.8)
+runner = WorkerRunner(LocalRunner(*loaders, device="cpu"), 2)
+config = SearchConfig(
+    max_layers=1,
+    k_candidates=(4,),
+    epochs_per_eval=1,
+    space=SpaceConfig(families=(name,), stem_kernel=3, stem_downsample=2),
+    final=FinalConfig(enabled=False),
+)
+try:
+    _, history = search(config, runner)
+    print(history.accepted[0].candidate.blocks[0].kind)
+finally:
+    runner.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("smooth", "smooth"), ("here", "move it into a module, as my_module.py, and name it")],
+)
+def test_what_a_session_defines_is_refused_by_workers(
+    tiny: Tiny, tmp_path: Path, name: str, told: str
+) -> None:
+    (tmp_path / "sw_travels.py").write_text(MODULE)
+    keys = dict(word.split("=", 1) for word in tiny.words())
+    paths = keys["data.csv_path"], keys["data.img_dir_path"]
+    done = run_python("-c", SESSION, *paths, name, folder=tmp_path)
+    assert told in (done.stdout if name == "smooth" else done.stderr), done.stderr
