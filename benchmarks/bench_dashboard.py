@@ -19,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 from side_by_side import commit, machine, parse
-
-from space_warps.blocks import BlockSpec
-from space_warps.config import Config, DataConfig
-from space_warps.dashboard import Dashboard
-from space_warps.events import (
+from space_warps.cli.config import Config, DataConfig
+from space_warps.dashboard.app import Dashboard
+from space_warps.dashboard.controller import RunController
+from space_warps.models.blocks import BlockSpec
+from space_warps.models.model import Architecture
+from space_warps.search.config import FinalConfig, SearchConfig, SelectionConfig
+from space_warps.search.events import (
     CandidateEnded,
     CandidateStarted,
     SearchStarted,
@@ -31,16 +33,13 @@ from space_warps.events import (
     StepStarted,
     event_to_json,
 )
-from space_warps.history import Candidate, Decision, Outcome, Step
-from space_warps.model import Architecture
-from space_warps.plan import EpochRecord, TrainPlan
-from space_warps.settings import FinalConfig, SearchConfig, SelectionConfig
-from space_warps.workplace import Workplace
+from space_warps.search.history import Candidate, CandidateResult, Decision, Step
+from space_warps.training.config import EpochMetrics, TrainConfig
 
 FIRST = """
 import asyncio, sys, time
 began = time.perf_counter()
-from space_warps.dashboard import Dashboard
+from space_warps.dashboard.app import Dashboard
 async def main():
     dashboard = Dashboard(sys.argv[1])
     dashboard.show()
@@ -63,9 +62,9 @@ def asked(fraction: float, epochs: int) -> Config:
     return Config(data=DataConfig(fraction=fraction), search=keys)
 
 
-def alone(place: Workplace, config: Config) -> float:
+def alone(index: RunController, config: Config) -> float:
     """Seconds of a search that nobody looks at."""
-    session = place.new(config)
+    session = index.new(config)
     session.ready()
     began = time.perf_counter()
     session.start()
@@ -75,9 +74,9 @@ def alone(place: Workplace, config: Config) -> float:
 
 async def looked_at(dashboard: Dashboard, config: Config, lags: list[float]) -> float:
     """Seconds of a search with the dashboard open on its Growth page."""
-    session = dashboard.place.new(config)
+    session = dashboard.controller.new(config)
     session.ready()
-    dashboard.panel.open_page("Growth")
+    dashboard.layout.open_page("Growth")
     views = asyncio.create_task(dashboard.keep_up())
     began = time.perf_counter()
     session.start()
@@ -94,35 +93,37 @@ async def looked_at(dashboard: Dashboard, config: Config, lags: list[float]) -> 
     return seconds
 
 
-def long_run(place: Workplace, num_steps: int = 20, num_candidates: int = 8) -> None:
+def long_run(position: RunController, num_steps: int = 20, num_candidates: int = 8) -> None:
     """Tell a workplace of a run that nobody trained."""
-    rng, plan, watch = np.random.default_rng(0), TrainPlan(4), place.watch
-    assert place.loaders is not None
-    data = place.loaders[0].dataset
+    rng, plan, monitor = np.random.default_rng(0), TrainConfig(4), position.monitor
+    assert position.loaders is not None
+    data = position.loaders[0].dataset
     shape, classes = data.image_shape, data.classes  # type: ignore[attr-defined]
-    empty = Architecture(shape, classes, (), place.begun().ready().empty.architecture.scaling)
-    watch.record.add(event_to_json(SearchStarted(SearchConfig(), empty, 1000, 120)))
+    empty = Architecture(
+        shape, classes, (), position.start_from().ready().base_model.architecture.input_statistics
+    )
+    monitor.state.add(event_to_json(SearchStarted(SearchConfig(), empty, 1000, 120)))
     blocks: tuple[BlockSpec, ...] = ()
     for depth in range(1, num_steps + 1):
-        outcomes = []
+        results = []
         for index in range(num_candidates):
-            specs = (*blocks, BlockSpec(8 * (index + 1), pool=1 + (depth < 5)))
+            specs = (*blocks, BlockSpec(8 * (index + 1), downsample=1 + (depth < 5)))
             score = 0.93 - 0.3 * 0.7**depth + 0.02 * float(rng.normal())
-            records = tuple(EpochRecord(n, 1.0, 1.6 - score, score) for n in (1, 2, 3, 4))
+            records = tuple(EpochMetrics(n, 1.0, 1.6 - score, score) for n in (1, 2, 3, 4))
             candidate = Candidate(depth, index, specs, plan, True, 0.05)
             size = 300 * depth * (index + 1)
-            outcomes.append(Outcome(candidate, score, 1.6 - score, 4, size, records, ""))
+            results.append(CandidateResult(candidate, score, 1.6 - score, 4, size, records, ""))
         control = replace(
-            outcomes[0], candidate=replace(outcomes[0].candidate, role="control", blocks=blocks)
+            results[0], candidate=replace(results[0].candidate, role="control", blocks=blocks)
         )
-        wave = tuple(outcome.candidate for outcome in (control, *outcomes))
-        watch.record.add(event_to_json(StepStarted(depth, wave, len(wave))))
-        for outcome in (control, *outcomes):
-            watch.record.add(event_to_json(CandidateStarted(outcome.candidate)))
-            watch.record.add(event_to_json(CandidateEnded(outcome)))
-        best = max(outcomes, key=lambda outcome: outcome.val_acc)
+        candidates = tuple(result.candidate for result in (control, *results))
+        monitor.state.add(event_to_json(StepStarted(depth, candidates, len(candidates))))
+        for result in (control, *results):
+            monitor.state.add(event_to_json(CandidateStarted(result.candidate)))
+            monitor.state.add(event_to_json(CandidateEnded(result)))
+        best = max(results, key=lambda result: result.val_acc)
         decision = Decision("accept", best.candidate.index, "better")
-        watch.record.add(event_to_json(StepEnded(Step(depth, tuple(outcomes), control, decision))))
+        monitor.state.add(event_to_json(StepEnded(Step(depth, tuple(results), control, decision))))
         blocks = best.candidate.blocks
 
 
@@ -141,8 +142,8 @@ def redraw_seconds(dashboard: Dashboard, rounds: int) -> float:
 
 def first_picture_seconds(home: Path) -> float:
     """From the start of the notebook's cell to its first picture, in a fresh process."""
-    words = [sys.executable, "-c", FIRST, str(home)]
-    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    args = [sys.executable, "-c", FIRST, str(home)]
+    return float(subprocess.run(args, capture_output=True, text=True, check=True).stdout)
 
 
 def main() -> None:
@@ -153,13 +154,13 @@ def main() -> None:
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         dashboard = Dashboard(folder, config)
-        dashboard.place.read(config)
-        alone(dashboard.place, config)
+        dashboard.controller.read(config)
+        alone(dashboard.controller, config)
         for _ in range(options.rounds):
-            headless = alone(dashboard.place, config)
+            headless = alone(dashboard.controller, config)
             pairs.append((headless, asyncio.run(looked_at(dashboard, config, lags))))
-        dashboard.place.new(config)
-        long_run(dashboard.place)
+        dashboard.controller.new(config)
+        long_run(dashboard.controller)
         redraw = redraw_seconds(dashboard, options.rounds)
         first = [first_picture_seconds(Path(folder) / f"first{n}") for n in range(options.rounds)]
     slower = [seen / headless - 1 for headless, seen in pairs]

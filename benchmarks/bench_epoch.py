@@ -21,22 +21,22 @@ from unittest import mock
 import torch
 from reference_loop import PlainBlocks, ReferenceLoop, as_colour
 from side_by_side import Row, compare, own_process, parse, show
+from space_warps.data.augment import Augment
+from space_warps.data.dataset import measure_input_statistics
+from space_warps.data.loaders import create_train_val_dataloaders, iterate_batches
+from space_warps.models.blocks import BlockSpec
+from space_warps.models.model import Architecture, ProgressiveModel
+from space_warps.training.config import TrainConfig, build_optimizer, build_schedule
+from space_warps.training.loop import evaluate, scheduled_step, train_epoch, train_step
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from space_warps import train as training
-from space_warps.augment import Augment
-from space_warps.blocks import BlockSpec
 from space_warps.core import autocast, choose_precision, seeded
-from space_warps.dataset import measure_scaling
-from space_warps.loaders import create_train_val_dataloaders, iterate
-from space_warps.model import Architecture, ProgressiveModel
-from space_warps.plan import TrainPlan, build_optimizer, build_schedule
-from space_warps.train import evaluate, learn_from, take_step, train_epoch
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
-PLAN = TrainPlan(epochs=10**4)
+PLAN = TrainConfig(epochs=10**4)
 PRECISION = choose_precision("auto", torch.device("cpu"))  # As a search would take it
 Loaders = tuple[DataLoader[Any], DataLoader[Any]]
 
@@ -52,7 +52,7 @@ def network(loaders: Loaders, *widths: int, first_pool: int = 2) -> ProgressiveM
     """A network with its first weights."""
     return network_of(
         loaders,
-        [BlockSpec(k, pool=2 if place else first_pool) for place, k in enumerate(widths)],
+        [BlockSpec(k, downsample=2 if index else first_pool) for index, k in enumerate(widths)],
     )
 
 
@@ -60,7 +60,7 @@ def network_of(loaders: Loaders, blocks: Sequence[BlockSpec]) -> ProgressiveMode
     """A network of these blocks with its first weights."""
     data: Any = loaders[0].dataset
     names = data.catalogue.feature_names
-    scaling = measure_scaling(data)
+    scaling = measure_input_statistics(data)
     with seeded(0):
         return ProgressiveModel(
             Architecture(data.image_shape, data.classes, names, scaling, tuple(blocks))
@@ -73,12 +73,14 @@ class OurLoop:
     def __init__(self, model: ProgressiveModel, loaders: Loaders, device: str = "cpu") -> None:
         self.model, self.loaders, self.device, self.epoch = model, loaders, device, 0
         self.precision = PRECISION
-        self.instead: dict[str, Any] = {}  # names of space_warps.train that are something else
-        training.place_model(model, device)
+        self.instead: dict[
+            str, Any
+        ] = {}  # names of space_warps.training.loop that are something else
+        training.prepare_model(model, device)
         self.optimizer = build_optimizer(model, PLAN)
         schedule = build_schedule(self.optimizer, PLAN, len(loaders[0]))
-        learn = functools.partial(learn_from, model, self.optimizer, PLAN.label_smoothing)
-        self.take_step = functools.partial(take_step, learn, schedule)
+        learn = functools.partial(train_step, model, self.optimizer, PLAN.label_smoothing)
+        self.take_step = functools.partial(scheduled_step, learn, schedule)
 
     def run_epoch(self) -> float:
         """Train one epoch and measure."""
@@ -249,7 +251,7 @@ def share_outside(loaders: Loaders, widths: tuple[int, ...]) -> float:
 def roofline(loaders: Loaders, widths: tuple[int, ...]) -> str:
     """The arithmetic of a step against what the machine multiplies and copies per second."""
     ours = OurLoop(network(loaders, *widths), loaders)
-    batch = next(iter(iterate(loaders[0])))
+    batch = next(iter(iterate_batches(loaders[0])))
     step = ours.take_step
     ours.model.train()
     with ours.as_trained():
@@ -276,27 +278,27 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def all_against_reference(small: Path, large: Path, asked: Any) -> list[Row]:
+def all_against_reference(small: Path, large: Path, requested: Any) -> list[Row]:
     """Our epoch beside the plain one, small and large."""
     rows = [
         against_reference(
             f"75x75 grey, k {', '.join(map(str, widths))}",
-            Case(small, asked.fraction, widths),
-            asked.rounds,
-            asked.workers,
+            Case(small, requested.fraction, widths),
+            requested.rounds,
+            requested.workers,
         )
         for widths in ((32, 64), (32, 64, 64))
     ]
-    case, few = Case(large, 1.0, (32, 64)), max(2, asked.rounds // 2)
-    return [*rows, against_reference("224x224 colour, k 32, 64", case, few, asked.workers)]
+    case, few = Case(large, 1.0, (32, 64)), max(2, requested.rounds // 2)
+    return [*rows, against_reference("224x224 colour, k 32, 64", case, few, requested.workers)]
 
 
-def all_measures(small: Path, large: Path, asked: Any) -> list[Row]:
+def all_measures(small: Path, large: Path, requested: Any) -> list[Row]:
     """What each measure gives at 75x75, and of the memory at 224x224, too."""
-    case, few = Case(small, asked.fraction, (32, 64)), max(2, asked.rounds // 2)
+    case, few = Case(small, requested.fraction, (32, 64)), max(2, requested.rounds // 2)
     return [
-        *changed_measures(read(small, asked.fraction), case.widths, asked.rounds),
-        freed_memory("ours, freed memory given back", case, asked.rounds),
+        *changed_measures(read(small, requested.fraction), case.widths, requested.rounds),
+        freed_memory("ours, freed memory given back", case, requested.rounds),
         freed_memory(
             "ours, freed memory given back, 224x224 colour", Case(large, 1.0, (32, 64)), few
         ),
@@ -306,15 +308,15 @@ def all_measures(small: Path, large: Path, asked: Any) -> list[Row]:
 def main() -> None:
     """Measure and print."""
     parts = ("all", "reference", "measures", "step")
-    asked = parse(__doc__, fraction=0.5, colour_rows=160, workers=2, only=parts)
-    wanted = parts if asked.only == "all" else (asked.only,)
+    requested = parse(__doc__, fraction=0.5, colour_rows=160, workers=2, only=parts)
+    wanted = parts if requested.only == "all" else (requested.only,)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as place:
-        large = as_colour(SAMPLE, Path(place) / "large", asked.colour_rows, 224)
+    with tempfile.TemporaryDirectory() as index:
+        large = as_colour(SAMPLE, Path(index) / "large", requested.colour_rows, 224)
         if "reference" in wanted:
-            rows += all_against_reference(SAMPLE, large, asked)
+            rows += all_against_reference(SAMPLE, large, requested)
         if "measures" in wanted:
-            rows += all_measures(SAMPLE, large, asked)
+            rows += all_measures(SAMPLE, large, requested)
     if rows:
         note = f"ours in {PRECISION}, the reference in float32"
         if "measures" in wanted:
@@ -322,9 +324,9 @@ def main() -> None:
                 "; `ours, ...`: our epoch, k 32, 64, at 75x75 unless said, and the same with that "
                 "change"
             )
-        show(rows, asked.json, note)
+        show(rows, requested.json, note)
     if "step" in wanted:
-        loaders = read(SAMPLE, asked.fraction)
+        loaders = read(SAMPLE, requested.fraction)
         print(f"\noutside forward, backward, optimizer: {share_outside(loaders, (32, 64)):.1%}")
         print(roofline(loaders, (32, 64)))
 

@@ -18,11 +18,10 @@ import torch
 from PIL import Image
 from reference_loop import as_colour
 from side_by_side import Row, compare, parse, show
-
-from space_warps.augment import Augment
-from space_warps.catalogue import ReadOptions
-from space_warps.dataset import Space_Galaxi
-from space_warps.resident import load_images
+from space_warps.data.augment import Augment
+from space_warps.data.catalogue import ReadOptions
+from space_warps.data.dataset import Space_Galaxi
+from space_warps.data.image_store import load_images
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 

@@ -40,24 +40,23 @@ from typing import Any
 
 import numpy as np
 from side_by_side import Row, commit, machine, parse, show
+from space_warps.cli.main import main as space_warps
+from space_warps.data.audit import audit
+from space_warps.data.augment import Augment
+from space_warps.data.catalogue import ReadOptions
+from space_warps.data.dataset import InputStatistics, measure_input_statistics
+from space_warps.data.loaders import EpochSampler, create_train_val_dataloaders, iterate_batches
+from space_warps.evaluation.baselines import compare_classical, compare_networks
+from space_warps.evaluation.evaluate import evaluate_run, predict, read_labelled
+from space_warps.models.blocks import BlockSpec
+from space_warps.models.model import Architecture, ProgressiveModel
+from space_warps.models.saved_model import save_model, snapshot_of
+from space_warps.runs.environment import describe_environment
+from space_warps.search.config import FinalConfig, SearchConfig
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
+from space_warps.training.config import TrainConfig
 from torch.utils.data import DataLoader
-
-from space_warps.audit import audit
-from space_warps.augment import Augment
-from space_warps.blocks import BlockSpec
-from space_warps.catalogue import ReadOptions
-from space_warps.cli import main as space_warps
-from space_warps.compare import compare_networks, compare_simple
-from space_warps.dataset import Scaling, measure_scaling
-from space_warps.environment import describe_environment
-from space_warps.evaluation import ask, evaluate_run, read_labelled
-from space_warps.loaders import EpochSampler, create_train_val_dataloaders, iterate
-from space_warps.model import Architecture, ProgressiveModel
-from space_warps.plan import TrainPlan
-from space_warps.runner import LocalRunner
-from space_warps.search import search
-from space_warps.settings import FinalConfig, SearchConfig
-from space_warps.snapshot import save_snapshot, take_snapshot
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 SEED = 0
@@ -70,18 +69,18 @@ def make_catalogue(folder: Path, num_rows: int) -> None:
     """Copies of the sample's cutouts, no two alike: the id stands behind the end of each image."""
     (folder / "images").mkdir(parents=True)
     header, *lines = (SAMPLE / "annotations.csv").read_text(encoding="utf-8").splitlines()
-    known = [line.split(",") for line in lines]
-    contents = [(SAMPLE / f"images/{cells[0]}.jpg").read_bytes() for cells in known]
+    existing = [line.split(",") for line in lines]
+    contents = [(SAMPLE / f"images/{cells[0]}.jpg").read_bytes() for cells in existing]
     drawn = np.random.default_rng(0).uniform(size=(2, num_rows))
     ra, dec = 360 * drawn[0], np.degrees(np.arcsin(2 * drawn[1] - 1))
     with (folder / "annotations.csv").open("w", encoding="utf-8") as table:
         table.write(header + "\n")
         for row in range(num_rows):
-            _, _, _, label, subclass, z, z_err = known[row % len(known)]
+            _, _, _, label, subclass, z, z_err = existing[row % len(existing)]
             name, where = f"{row:029d}", f"{ra[row]:.7f},{dec[row]:.7f}"
             values = f"{float(z) + 1e-9 * row:.9g},{float(z_err) * (1 + 1e-9 * row):.9g}"
             table.write(f"{name},{where},{label},{subclass},{values}\n")
-            content = contents[row % len(known)] + name.encode()
+            content = contents[row % len(existing)] + name.encode()
             (folder / f"images/{name}.jpg").write_bytes(content)
 
 
@@ -94,7 +93,7 @@ def a_few(loaders: Any) -> tuple[DataLoader[Any], DataLoader[Any]]:
     return DataLoader(train, 32, sampler=EpochSampler(len(train), 0)), DataLoader(val, 256)
 
 
-def start(asked: Namespace) -> None:
+def start(requested: Namespace) -> None:
     """One start of a program; prints the seconds of each part and what came out."""
     seconds: dict[str, float] = {}
 
@@ -105,26 +104,31 @@ def start(asked: Namespace) -> None:
         seconds[name] = time.perf_counter() - began
         print(f"  {name:14} {seconds[name]:7.1f} s, peak {peak_gib():.2f} GiB", file=sys.stderr)
 
-    csv_path = Path(asked.folder) / "annotations.csv"
+    csv_path = Path(requested.folder) / "annotations.csv"
     with part("read"):
         loaders = create_train_val_dataloaders(
             csv_path,
             csv_path.parent / "images",
             Augment(),
-            max_resident_bytes=asked.max_resident_bytes,
-            cache_dir=Path(asked.folder) / "cache",
+            max_resident_bytes=requested.max_resident_bytes,
+            cache_dir=Path(requested.folder) / "cache",
         )
     with part("hash"):
         environment = describe_environment(csv_path, "cpu", loaders)
     with part("measure"):
-        empty = LocalRunner(*loaders, device="cpu").empty
+        empty = LocalRunner(*loaders, device="cpu").base_model
     with part("random batches"):
-        drawn = zip(range(asked.batches), iterate(loaders[0]), strict=False)
+        drawn = zip(range(requested.batches), iterate_batches(loaders[0]), strict=False)
         total = sum(float(images.sum()) for _, (images, _, _) in drawn)
     with part("search"):
         _, history = search(TINY, LocalRunner(*a_few(loaders), device="cpu"))
-    found = [environment["rows_sha256"], repr(empty.architecture.scaling), total, history.sha256]
-    print(json.dumps({"seconds": seconds, "found": found}))
+    result = [
+        environment["rows_sha256"],
+        repr(empty.architecture.input_statistics),
+        total,
+        history.sha256,
+    ]
+    print(json.dumps({"seconds": seconds, "found": result}))
 
 
 def peak_gib() -> float:
@@ -132,73 +136,75 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def mapped(asked: Namespace) -> dict[str, Any]:
+def mapped(requested: Namespace) -> dict[str, Any]:
     """Options that read the images from the mapped file."""
-    cache = Path(asked.folder) / "cache"
-    return {"max_resident_bytes": asked.max_resident_bytes, "cache_dir": cache}
+    cache = Path(requested.folder) / "cache"
+    return {"max_resident_bytes": requested.max_resident_bytes, "cache_dir": cache}
 
 
-def paths(asked: Namespace) -> tuple[Path, Path]:
+def paths(requested: Namespace) -> tuple[Path, Path]:
     """CSV and folder of images."""
-    return Path(asked.folder) / "annotations.csv", Path(asked.folder) / "images"
+    return Path(requested.folder) / "annotations.csv", Path(requested.folder) / "images"
 
 
-def measure_audit(asked: Namespace) -> dict[str, Any]:
+def measure_audit(requested: Namespace) -> dict[str, Any]:
     """Audit the whole catalogue."""
-    found = audit(*paths(asked), options=ReadOptions(**mapped(asked)), say=False)
-    return {"num_rows": found.num_usable, "num_objects": found.num_objects}
+    result = audit(*paths(requested), options=ReadOptions(**mapped(requested)), print_line=False)
+    return {"num_rows": result.num_usable, "num_objects": result.num_objects}
 
 
-def measure_search(asked: Namespace) -> dict[str, Any]:
+def measure_search(requested: Namespace) -> dict[str, Any]:
     """Run the search command: one step, one candidate, one epoch, on about 2,000 rows."""
-    csv_path, img_dir_path = paths(asked)
+    csv_path, img_dir_path = paths(requested)
     with tempfile.TemporaryDirectory() as run:
-        keys = {f"data.{key}": value for key, value in mapped(asked).items()}
+        keys = {f"data.{key}": value for key, value in mapped(requested).items()}
         keys |= {"data.csv_path": csv_path, "data.img_dir_path": img_dir_path}
-        keys |= {"data.fraction": min(1.0, 2200 / asked.rows), "run.dir": Path(run) / "run"}
+        keys |= {"data.fraction": min(1.0, 2200 / requested.rows), "run.dir": Path(run) / "run"}
         keys |= {"search.max_layers": 1, "search.k_candidates": "[32]", "search.device": "cpu"}
         keys |= {"search.epochs_per_eval": 1, "search.final.epochs": 1, "search.seed": SEED}
         with contextlib.redirect_stdout(sys.stderr):
             if space_warps(["search", *(f"{key}={value}" for key, value in keys.items())]):
                 raise SystemExit("the search failed")
         summary = json.loads((Path(run) / "run/progressive_summary.json").read_text())
-    return {"num_rows": asked.rows, "accuracy": summary.get("accuracy")}
+    return {"num_rows": requested.rows, "accuracy": summary.get("accuracy")}
 
 
-def measure_evaluate(asked: Namespace) -> dict[str, Any]:
+def measure_evaluate(requested: Namespace) -> dict[str, Any]:
     """Evaluate a saved model on every row, after a wide one on some."""
-    small = Architecture((1, 75, 75), CLASSES, (), Scaling((0.34,), (0.24,), ()))
-    wide = replace(small.grown(BlockSpec(k=32, pool=3)), symmetric=True)
-    data = read_labelled(wide, *paths(asked), ReadOptions(**mapped(asked)))
-    ask(take_snapshot(ProgressiveModel(wide)), data.subset(np.arange(512)), "cpu")
+    small = Architecture((1, 75, 75), CLASSES, (), InputStatistics((0.34,), (0.24,), ()))
+    wide = replace(small.with_block(BlockSpec(k=32, downsample=3)), tta=True)
+    data = read_labelled(wide, *paths(requested), ReadOptions(**mapped(requested)))
+    predict(snapshot_of(ProgressiveModel(wide)), data.subset(np.arange(512)), "cpu")
     del data
     with tempfile.TemporaryDirectory() as run:
-        save_snapshot(take_snapshot(ProgressiveModel(small)), Path(run))
-        options = ReadOptions(**mapped(asked))
-        record = evaluate_run(run, *paths(asked), options=options, device="cpu")
+        save_model(snapshot_of(ProgressiveModel(small)), Path(run))
+        options = ReadOptions(**mapped(requested))
+        record = evaluate_run(run, *paths(requested), options=options, device="cpu")
     return {"num_rows": record["num_rows"], "intervals": record["intervals"]}
 
 
-def measure_baselines(asked: Namespace) -> dict[str, Any]:
+def measure_baselines(requested: Namespace) -> dict[str, Any]:
     """Baselines without a network on every row, and networks on some."""
-    loaders = create_train_val_dataloaders(*paths(asked), Augment(), **mapped(asked))
+    loaders = create_train_val_dataloaders(*paths(requested), Augment(), **mapped(requested))
     train, test = loaders[0].dataset, loaders[1].dataset
     results = {}
 
-    def keep(each: Any) -> None:
-        results[f"{each.name}, {each.inputs}"] = {**asdict(each), "peak_gib": peak_gib()}
-        print(f"  {each.name}, {each.inputs}: {peak_gib():.2f} GiB", file=sys.stderr)
+    def keep(item: Any) -> None:
+        results[f"{item.name}, {item.inputs}"] = {**asdict(item), "peak_gib": peak_gib()}
+        print(f"  {item.name}, {item.inputs}: {peak_gib():.2f} GiB", file=sys.stderr)
 
-    for each in compare_simple(train, test, SEED):  # type: ignore[arg-type]
-        keep(each)
-    scaling = measure_scaling(train.subset(np.arange(2000)))  # type: ignore[attr-defined]
-    grown = Architecture((1, 75, 75), CLASSES, ("z", "z_err"), scaling).grown(
-        BlockSpec(k=32, pool=3)
+    for entry in compare_classical(train, test, SEED):  # type: ignore[arg-type]
+        keep(entry)
+    scaling = measure_input_statistics(train.subset(np.arange(2000)))  # type: ignore[attr-defined]
+    trained = Architecture((1, 75, 75), CLASSES, ("z", "z_err"), scaling).with_block(
+        BlockSpec(k=32, downsample=3)
     )
     some = test.subset(np.arange(min(512, len(test))))  # type: ignore[attr-defined]
-    plan = TrainPlan(epochs=1, seed=SEED)
-    for each in compare_networks(grown, a_few(loaders), some, plan, resnet_epochs=1, device="cpu"):
-        keep(each)
+    plan = TrainConfig(epochs=1, seed=SEED)
+    for entry in compare_networks(
+        trained, a_few(loaders), some, plan, resnet_epochs=1, device="cpu"
+    ):
+        keep(entry)
     return {"num_rows": len(train) + len(test), "results": results}  # type: ignore[arg-type]
 
 
@@ -210,19 +216,19 @@ COMMANDS = {
 }
 
 
-def run_command(asked: Namespace) -> None:
+def run_command(requested: Namespace) -> None:
     """One of the commands; prints what came out."""
     began = time.perf_counter()
-    found = COMMANDS[asked.task](asked)
-    print(json.dumps({"seconds": time.perf_counter() - began, "found": found}))
+    result = COMMANDS[requested.task](requested)
+    print(json.dumps({"seconds": time.perf_counter() - began, "found": result}))
 
 
-def all_commands(asked: Namespace) -> None:
+def all_commands(requested: Namespace) -> None:
     """Measure the commands one after the other, and keep what is known after each."""
-    names = asked.only.split(",") if asked.only else list(COMMANDS)
+    names = requested.only.split(",") if requested.only else list(COMMANDS)
     results = []
     for name in names:
-        measured = watched(asked, name, asked.max_resident_bytes, name)
+        measured = watched(requested, name, requested.max_resident_bytes, name)
         within = measured["peak_gib"] * 2**30 <= LIMIT
         results.append({**measured, "within_limit": within})
         print(
@@ -230,19 +236,24 @@ def all_commands(asked: Namespace) -> None:
             f"{measured['anonymous_gib']:.2f} GiB, {'within' if within else 'above'} 2 GB",
             flush=True,
         )
-        if asked.json:
+        if requested.json:
             kept = {"machine": machine(), "commit": commit(), "seed": SEED, "limit_bytes": LIMIT}
-            kept |= {"num_rows": asked.rows, "max_resident_bytes": asked.max_resident_bytes}
+            kept |= {"num_rows": requested.rows, "max_resident_bytes": requested.max_resident_bytes}
             text = json.dumps({**kept, "commands": results}, indent=1, default=str)
-            asked.json.write_text(text + "\n", encoding="utf-8")
+            requested.json.write_text(text + "\n", encoding="utf-8")
 
 
 def watched(
-    asked: Namespace, name: str, max_resident_bytes: int, task: str = "start"
+    requested: Namespace, name: str, max_resident_bytes: int, task: str = "start"
 ) -> dict[str, Any]:
     """A task in a process of its own, with its peaks in GiB."""
     print(f"{name}:", file=sys.stderr)
-    options = {"folder": asked.folder, "batches": asked.batches, "rows": asked.rows, "task": task}
+    options = {
+        "folder": requested.folder,
+        "batches": requested.batches,
+        "rows": requested.rows,
+        "task": task,
+    }
     options["max-resident-bytes"] = max_resident_bytes
     command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in options.items())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -253,12 +264,12 @@ def watched(
     def look() -> None:
         while not done.wait(0.05) and status.exists():
             lines = (line.split() for line in status.read_text().splitlines())
-            now = {words[0].rstrip(":"): int(words[1]) for words in lines if words[0][:3] == "Rss"}
+            now = {args[0].rstrip(":"): int(args[1]) for args in lines if args[0][:3] == "Rss"}
             largest.update({name: max(kib, now.get(name, 0)) for name, kib in largest.items()})
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    said = process.stdout.read()
+    message = process.stdout.read()
     done.set()
     watcher.join()
     _, ended, usage = os.wait4(process.pid, 0)
@@ -266,17 +277,17 @@ def watched(
         raise SystemExit(f"the {name} ended with status {ended}")
     peaks = {"peak_gib": usage.ru_maxrss / 2**20, "anonymous_gib": largest["RssAnon"] / 2**20}
     peaks["file_gib"] = largest["RssFile"] / 2**20
-    return {"name": name, **peaks, **json.loads(said)}
+    return {"name": name, **peaks, **json.loads(message)}
 
 
-def all_starts(asked: Namespace) -> list[dict[str, Any]]:
+def all_starts(requested: Namespace) -> list[dict[str, Any]]:
     """The first start, then a later one and the reference in turn."""
-    starts = [watched(asked, "first start", asked.max_resident_bytes)]
-    for _ in range(asked.rounds):
-        starts.append(watched(asked, "later start", asked.max_resident_bytes))
-        if asked.reference:
-            starts.append(watched(asked, "all in memory", 2**60))
-    different = [each["name"] for each in starts if each["found"] != starts[0]["found"]]
+    starts = [watched(requested, "first start", requested.max_resident_bytes)]
+    for _ in range(requested.rounds):
+        starts.append(watched(requested, "later start", requested.max_resident_bytes))
+        if requested.reference:
+            starts.append(watched(requested, "all in memory", 2**60))
+    different = [item["name"] for item in starts if item["found"] != starts[0]["found"]]
     if different:
         raise SystemExit(f"other bits than at the first start: {', '.join(different)}")
     return starts
@@ -290,7 +301,7 @@ def compared(starts: list[dict[str, Any]]) -> list[Row]:
 
     first = seconds("first start", "read")
     rows = [Row("read, later against first", seconds("later start", "read"), first)]
-    if any(each["name"] == "all in memory" for each in starts):
+    if any(item["name"] == "all in memory" for item in starts):
         decoded = seconds("all in memory", "read")
         rows.append(Row("read, mapped against memory", first, decoded))
         for part in ("hash", "measure", "random batches", "search"):
@@ -301,7 +312,7 @@ def compared(starts: list[dict[str, Any]]) -> list[Row]:
 
 def main() -> None:
     """Measure and print."""
-    asked = parse(
+    requested = parse(
         __doc__,
         rows=100_000,
         batches=2000,
@@ -312,25 +323,29 @@ def main() -> None:
         commands=False,
         only="",
     )
-    if asked.task:
-        return start(asked) if asked.task == "start" else run_command(asked)
-    with tempfile.TemporaryDirectory() as place:
-        if not asked.folder:
-            asked.folder = place
-            make_catalogue(Path(place), asked.rows)
-        if asked.commands:
-            return all_commands(asked)
-        starts = all_starts(asked)
-    show(compared(starts), asked.json)
+    if requested.task:
+        return start(requested) if requested.task == "start" else run_command(requested)
+    with tempfile.TemporaryDirectory() as index:
+        if not requested.folder:
+            requested.folder = index
+            make_catalogue(Path(index), requested.rows)
+        if requested.commands:
+            return all_commands(requested)
+        starts = all_starts(requested)
+    show(compared(starts), requested.json)
     print()
-    for each in starts:
+    for item in starts:
         print(
-            f"{each['name']:14} peak {each['peak_gib']:.2f} GiB, without pages of files "
-            f"{each['anonymous_gib']:.2f} GiB"
+            f"{item['name']:14} peak {item['peak_gib']:.2f} GiB, without pages of files "
+            f"{item['anonymous_gib']:.2f} GiB"
         )
-    if asked.json:
-        kept = {**json.loads(asked.json.read_text()), "num_rows": asked.rows, "starts": starts}
-        asked.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if requested.json:
+        kept = {
+            **json.loads(requested.json.read_text()),
+            "num_rows": requested.rows,
+            "starts": starts,
+        }
+        requested.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,17 +25,17 @@ import numpy as np
 from bench_epoch import SAMPLE, Loaders, network_of
 from reference_loop import ReferenceLoop, as_colour
 from side_by_side import Row, own_process, parse, show
+from space_warps.data.augment import Augment
+from space_warps.data.loaders import EpochSampler, create_train_val_dataloaders
+from space_warps.models.blocks import BlockSpec
+from space_warps.search.config import SearchConfig, with_overrides
+from space_warps.search.events import CandidateEnded, CandidateStarted, Event
+from space_warps.search.history import Candidate, CandidateResult
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
 from torch.utils.data import DataLoader
 
-from space_warps.augment import Augment
-from space_warps.blocks import BlockSpec
 from space_warps.core import choose_device
-from space_warps.events import CandidateEnded, CandidateStarted, Event
-from space_warps.history import Candidate, Outcome
-from space_warps.loaders import EpochSampler, create_train_val_dataloaders
-from space_warps.runner import LocalRunner
-from space_warps.search import search
-from space_warps.settings import SearchConfig, with_overrides
 
 PREFETCHED = 2  # batches that a worker prepares ahead, torch's default
 
@@ -56,20 +56,20 @@ class Timing:
 _IN_CHILD: dict[str, Loaders] = {}
 
 
-def begin_child(sides: dict[str, tuple[Path, int | None]], asked: Any) -> None:
+def begin_child(sides: dict[str, tuple[Path, int | None]], requested: Any) -> None:
     """Read a few rows at each size, in the process of the plain loop."""
     for name, (folder, image_size) in sides.items():
-        loaders = read(folder, asked.fraction, image_size)
-        _IN_CHILD[name] = few_rows(loaders, asked.batches, asked.workers)
+        loaders = read(folder, requested.fraction, image_size)
+        _IN_CHILD[name] = few_rows(loaders, requested.batches, requested.workers)
 
 
-def time_in_child(side: str, candidate: Candidate, asked: Any) -> Timing:
+def time_in_child(side: str, candidate: Candidate, requested: Any) -> Timing:
     """Time a few batches of a candidate's network in the plain loop."""
     loaders = _IN_CHILD[side]
     model, device = network_of(loaders, candidate.blocks), str(choose_device())
-    loop = ReferenceLoop(model, loaders, candidate.plan, asked.workers, device)
-    train_s, num_trained = time_batches(loop.train_loader, loop.take_step, asked.batches)
-    val_s, num_measured = time_batches(loop.val_loader, loop.count_right, asked.batches)
+    loop = ReferenceLoop(model, loaders, candidate.train_config, requested.workers, device)
+    train_s, num_trained = time_batches(loop.train_loader, loop.take_step, requested.batches)
+    val_s, num_measured = time_batches(loop.val_loader, loop.count_right, requested.batches)
     return Timing(train_s / num_trained, val_s / num_measured, train_s + val_s)
 
 
@@ -123,32 +123,32 @@ class InTurn:
         if isinstance(event, CandidateStarted):
             self._began = now
         elif isinstance(event, CandidateEnded):
-            self._note(event.outcome, now - self._began)
+            self._note(event.result, now - self._began)
             self.waited_s += time.perf_counter() - now
 
-    def _note(self, outcome: Outcome, seconds: float) -> None:
-        blocks, num_epochs = outcome.candidate.blocks, len(outcome.epochs)
+    def _note(self, result: CandidateResult, seconds: float) -> None:
+        blocks, num_epochs = result.candidate.blocks, len(result.epochs)
         self.num_trainings += 1
         self.num_epochs += num_epochs
         self.ours_s[blocks] += seconds
         for side in self.sides:
-            timing = self.time_reference(side, outcome.candidate)
+            timing = self.time_reference(side, result.candidate)
             self.timed_s[side] += timing.timed_s
             needed = timing.scaled(num_epochs, self.num_train, self.num_val)
             self.reference_s[side, blocks] += needed
 
     def rows(self, search_s: float) -> list[Row]:
         """The whole search, then all trainings of each network."""
-        found = []
+        result = []
         for side in self.sides:
             total = sum(self.reference_s[side, blocks] for blocks in self.ours_s)
-            found.append(Row(f"whole search, reference {side}", search_s, total))
+            result.append(Row(f"whole search, reference {side}", search_s, total))
         for side in self.sides:
             for blocks, seconds in sorted(self.ours_s.items(), key=lambda item: len(item[0])):
                 widths = ", ".join(str(spec.k) for spec in blocks) or "none"
                 name = f"k {widths}; reference {side}"
-                found.append(Row(name, seconds, self.reference_s[side, blocks]))
-        return found
+                result.append(Row(name, seconds, self.reference_s[side, blocks]))
+        return result
 
     def note(self) -> str:
         """What was timed, and what was scaled."""
@@ -171,39 +171,39 @@ def read(folder: Path, fraction: float, image_size: int | None = None) -> Loader
     )
 
 
-def sides_of(asked: Any, place: Path) -> dict[str, tuple[Path, int | None]]:
+def sides_of(requested: Any, index: Path) -> dict[str, tuple[Path, int | None]]:
     """Catalogue and size of the images that the plain loop gets: large, then as ours."""
-    source = as_colour(SAMPLE, place / "colour", 10**6, 75) if asked.colour else SAMPLE
-    large = f"{asked.side}x{asked.side} {'colour' if asked.colour else 'grey'}"
-    return {large: (source, asked.side), "75x75 grey": (SAMPLE, None)}
+    source = as_colour(SAMPLE, index / "colour", 10**6, 75) if requested.colour else SAMPLE
+    large = f"{requested.side}x{requested.side} {'colour' if requested.colour else 'grey'}"
+    return {large: (source, requested.side), "75x75 grey": (SAMPLE, None)}
 
 
-def config_of(asked: Any) -> SearchConfig:
+def config_of(requested: Any) -> SearchConfig:
     """The default settings, but for what was asked to be shorter."""
-    given = {"max_layers": asked.max_layers, "final.epochs": asked.finish_epochs}
+    given = {"max_layers": requested.max_layers, "final.epochs": requested.finish_epochs}
     return with_overrides(SearchConfig(), {name: v for name, v in given.items() if v})
 
 
-def measure(asked: Any) -> tuple[list[Row], str]:
+def measure(requested: Any) -> tuple[list[Row], str]:
     """Search once, with timings of the plain loop in between."""
-    with tempfile.TemporaryDirectory() as place:
-        sides = sides_of(asked, Path(place))
-        with own_process(begin_child, sides, asked) as child:
+    with tempfile.TemporaryDirectory() as index:
+        sides = sides_of(requested, Path(index))
+        with own_process(begin_child, sides, requested) as child:
 
             def time_reference(side: str, candidate: Candidate) -> Timing:
-                return child.submit(time_in_child, side, candidate, asked).result()
+                return child.submit(time_in_child, side, candidate, requested).result()
 
             began = time.perf_counter()
-            runner = LocalRunner(*read(SAMPLE, asked.fraction))
-            turns = InTurn(time_reference, tuple(sides), runner.num_train, runner.num_val)
-            search(config_of(asked), runner, observers=[turns])
-            seconds = time.perf_counter() - began - turns.waited_s
-    return turns.rows(seconds), turns.note()
+            runner = LocalRunner(*read(SAMPLE, requested.fraction))
+            backtracks = InTurn(time_reference, tuple(sides), runner.num_train, runner.num_val)
+            search(config_of(requested), runner, observers=[backtracks])
+            seconds = time.perf_counter() - began - backtracks.waited_s
+    return backtracks.rows(seconds), backtracks.note()
 
 
 def main() -> None:
     """Measure and print."""
-    asked = parse(
+    requested = parse(
         __doc__,
         rounds=0,
         fraction=1.0,
@@ -214,8 +214,8 @@ def main() -> None:
         workers=2,
         colour=False,
     )
-    rows, note = measure(asked)
-    show(rows, asked.json, note)
+    rows, note = measure(requested)
+    show(rows, requested.json, note)
 
 
 if __name__ == "__main__":

@@ -39,27 +39,27 @@ from bench_epoch import Loaders
 from grown import split_catalogue
 from PIL import Image
 from side_by_side import commit, machine
+from space_warps.data.augment import Augment
+from space_warps.data.dataset import Space_Galaxi
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.data.simulate import simulate
+from space_warps.evaluation.baselines import ResNet18
+from space_warps.evaluation.metrics import Predictions
+from space_warps.evaluation.metrics import summarize_metrics as figures_of
+from space_warps.models.blocks import BlockSpec
+from space_warps.search.config import SearchConfig, with_overrides
+from space_warps.search.history import Candidate, CandidateResult
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
+from space_warps.search.strategies import registered_strategies
+from space_warps.search.surrogate import rank_correlation
+from space_warps.training.calibration import fit_temperature
+from space_warps.training.config import TrainConfig
+from space_warps.training.loop import evaluate, train
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from space_warps.augment import Augment
-from space_warps.blocks import BlockSpec
-from space_warps.calibrate import fit_temperature
-from space_warps.compare import ResNet18
 from space_warps.core import InputError, derive_seed, seeded, sha256_file, write_json
-from space_warps.dataset import Space_Galaxi
-from space_warps.history import Candidate, Outcome
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.metrics import Answers
-from space_warps.metrics import measure as figures_of
-from space_warps.plan import TrainPlan
-from space_warps.predictor import rank_correlation
-from space_warps.runner import LocalRunner
-from space_warps.search import search
-from space_warps.settings import SearchConfig, with_overrides
-from space_warps.simulate import simulate
-from space_warps.strategies import registered_strategies
-from space_warps.train import evaluate, train
 
 SPACE: dict[str, Any] = {
     "space.families": ("conv", "residual", "separable", "inception"),
@@ -83,7 +83,7 @@ MORE_WAYS: dict[str, dict[str, Any]] = {  # On demand
 TRAIN_RATIO = 2 / 3
 Run = Callable[[Loaders, Space_Galaxi, argparse.Namespace], dict[str, Any]]
 LADDER_NAME = "ladder 8, 16, 32, 64"
-LADDER = (BlockSpec(8, kernel_size=5, pool=3), BlockSpec(16), BlockSpec(32), BlockSpec(64))
+LADDER = (BlockSpec(8, kernel_size=5, downsample=3), BlockSpec(16), BlockSpec(32), BlockSpec(64))
 
 
 def variants(strategies: list[str], ways: list[str]) -> dict[str, dict[str, Any]]:
@@ -103,31 +103,31 @@ def measured(
     model: torch.nn.Module, unseen: Space_Galaxi, temperature: float = 1.0
 ) -> dict[str, float]:
     """Figures of a network on objects it has never seen."""
-    said = evaluate(model, DataLoader(unseen, 256))
-    scores = said.scores.numpy() / temperature
+    message = evaluate(model, DataLoader(unseen, 256))
+    scores = message.scores.numpy() / temperature
     groups = unseen.catalogue.groups
-    found = figures_of(Answers(scores, said.labels.numpy(), groups, unseen.classes))
-    return {"test_acc": found["accuracy"], "test_loss": found["log_loss"]}
+    result = figures_of(Predictions(scores, message.labels.numpy(), groups, unseen.classes))
+    return {"test_acc": result["accuracy"], "test_loss": result["log_loss"]}
 
 
-def cost_of(outcomes: Iterable[Outcome], num_train: int) -> dict[str, float]:
+def cost_of(results: Iterable[CandidateResult], num_train: int) -> dict[str, float]:
     """What trainings took: passes over an image, and multiply-adds of these, in units of 10^12."""
-    told = [(o.candidate.plan.epochs, o.num_macs) for o in outcomes]
-    macs = sum(epochs * macs for epochs, macs in told)
+    text = [(o.candidate.train_config.epochs, o.num_macs) for o in results]
+    macs = sum(epochs * macs for epochs, macs in text)
     return {
-        "image_epochs": num_train * sum(epochs for epochs, _ in told),
+        "image_epochs": num_train * sum(epochs for epochs, _ in text),
         "tera_macs": round(num_train * macs / 1e12, 3),
     }
 
 
 def train_blocks(
-    blocks: tuple[BlockSpec, ...], plan: TrainPlan, runner: LocalRunner
-) -> tuple[Any, Outcome]:
+    blocks: tuple[BlockSpec, ...], plan: TrainConfig, runner: LocalRunner
+) -> tuple[Any, CandidateResult]:
     """A network of these blocks from scratch, and what its training gave."""
     fixed = Candidate(len(blocks), 0, blocks, plan, False, 0.0, role="scratch")
-    (grown,) = runner.run([fixed], runner.empty, lambda event: None)
-    assert grown.outcome is not None
-    return grown.snapshot.model().eval(), grown.outcome
+    (trained,) = runner.train([fixed], runner.base_model, lambda event: None)
+    assert trained.result is not None
+    return trained.saved_model.build().eval(), trained.result
 
 
 def trained_again(
@@ -135,66 +135,68 @@ def trained_again(
     config: SearchConfig,
     runner: LocalRunner,
     unseen: Space_Galaxi,
-    asked: argparse.Namespace,
+    requested: argparse.Namespace,
 ) -> dict[str, Any]:
     """How good these blocks are, apart from the luck of one training; charged to nobody."""
-    seeds = [derive_seed(config.seed, 1000 + n) for n in range(asked.repeats)]
-    plans = [config.plan(asked.finish_epochs, 1000 * n, seed) for n, seed in enumerate(seeds, 1)]
-    found = [measured(train_blocks(blocks, plan, runner)[0], unseen) for plan in plans]
-    means = {key: float(np.mean([f[key] for f in found])) for key in found[0]} if found else {}
+    seeds = [derive_seed(config.seed, 1000 + n) for n in range(requested.repeats)]
+    plans = [
+        config.plan(requested.finish_epochs, 1000 * n, seed) for n, seed in enumerate(seeds, 1)
+    ]
+    result = [measured(train_blocks(blocks, plan, runner)[0], unseen) for plan in plans]
+    means = {key: float(np.mean([f[key] for f in result])) for key in result[0]} if result else {}
     return {f"again_{key.removeprefix('test_')}": value for key, value in means.items()}
 
 
 def run_search(
-    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, asked: argparse.Namespace
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, requested: argparse.Namespace
 ) -> dict[str, Any]:
     """One search, how good its network is, and how good its blocks are."""
     began = time.monotonic()
     runner = LocalRunner(*loaders, seed=config.seed)
     model, history = search(config, runner)
     seconds = time.monotonic() - began
-    told = [rank_correlation(step) for step in history.steps]
-    finish = history.finish.outcomes if history.finish else ()
-    trained = [*(outcome for step in history.steps for outcome in step.trained), *finish]
+    text = [rank_correlation(step) for step in history.steps]
+    finish = history.final_training.results if history.final_training else ()
+    trained = [*(result for step in history.steps for result in step.trained), *finish]
     return {
         **measured(model, unseen),
-        **trained_again(model.architecture.blocks, config, runner, unseen, asked),
+        **trained_again(model.architecture.blocks, config, runner, unseen, requested),
         "params": model.num_params,
-        "macs": history.final.num_macs if history.final else 0,
-        "blocks": [f"{spec.kind} {spec.k}" for spec in model.architecture.blocks],
+        "macs": history.final_result.num_macs if history.final_result else 0,
+        "blocks": [f"{spec.family} {spec.k}" for spec in model.architecture.blocks],
         **cost_of(trained, history.num_train),
         "seconds": round(seconds, 1),
-        "steps": [step.decision.kind for step in history.steps],
-        "rank_correlations": [None if each is None else round(each, 2) for each in told],
-        "stopped": history.stopped,
+        "steps": [step.decision.action for step in history.steps],
+        "rank_correlations": [None if item is None else round(item, 2) for item in text],
+        "stopped": history.stop_reason,
     }
 
 
 def run_ladder(
-    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, asked: argparse.Namespace
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, requested: argparse.Namespace
 ) -> dict[str, Any]:
     """The fixed ladder, trained once for the whole budget."""
     began = time.monotonic()
     runner = LocalRunner(*loaders, seed=config.seed)
-    model, outcome = train_blocks(LADDER, config.plan(asked.budget, 0, config.seed), runner)
+    model, result = train_blocks(LADDER, config.plan(requested.budget, 0, config.seed), runner)
     return {
         **measured(model, unseen),
         "seconds": round(time.monotonic() - began, 1),
-        **trained_again(LADDER, config, runner, unseen, asked),
-        "params": outcome.num_params,
-        "macs": outcome.num_macs,
-        "blocks": [f"{spec.kind} {spec.k}" for spec in LADDER],
-        **cost_of([outcome], runner.num_train),
+        **trained_again(LADDER, config, runner, unseen, requested),
+        "params": result.num_params,
+        "macs": result.num_macs,
+        "blocks": [f"{spec.family} {spec.k}" for spec in LADDER],
+        **cost_of([result], runner.num_train),
     }
 
 
 def run_resnet(
-    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, asked: argparse.Namespace
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, requested: argparse.Namespace
 ) -> dict[str, Any]:
     """ResNet-18 from scratch, asked and cooled as the grown networks are."""
-    began, epochs = time.monotonic(), asked.resnet_epochs
+    began, epochs = time.monotonic(), requested.resnet_epochs
     runner = LocalRunner(*loaders, seed=config.seed)
-    architecture = runner.empty.architecture
+    architecture = runner.base_model.architecture
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         images, features = (
             torch.zeros(2, *architecture.image_shape),
@@ -205,11 +207,11 @@ def run_resnet(
     with seeded(config.seed):
         model = ResNet18(architecture)
     trained = train(model, *loaders, config.plan(epochs, 0, config.seed), device=runner.device)
-    model.load_state_dict(trained.weights)
+    model.load_state_dict(trained.state_dict)
     seconds = round(time.monotonic() - began, 1)
-    said = evaluate(model.eval(), loaders[1], runner.device)
+    message = evaluate(model.eval(), loaders[1], runner.device)
     return {
-        **measured(model, unseen, fit_temperature(said.scores.numpy(), said.labels.numpy())),
+        **measured(model, unseen, fit_temperature(message.scores.numpy(), message.labels.numpy())),
         "params": sum(p.numel() for p in model.parameters()),
         "macs": macs,
         "image_epochs": runner.num_train * epochs,
@@ -219,44 +221,51 @@ def run_resnet(
 
 
 def lines_of_fold(
-    folder: Path, fold: int, asked: argparse.Namespace, done: list[dict[str, Any]]
+    folder: Path, fold: int, requested: argparse.Namespace, done: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Every line of the table on one fold that is not done, one after the other."""
-    with tempfile.TemporaryDirectory() as place:
-        seen, tested = split_catalogue(folder, asked.features, fold, Path(place), asked.num_seen)
-        shared = {"features": asked.features, "seed": fold, "train_ratio": TRAIN_RATIO}
+    with tempfile.TemporaryDirectory() as index:
+        seen, tested = split_catalogue(
+            folder, requested.features, fold, Path(index), requested.num_seen
+        )
+        shared = {"features": requested.features, "seed": fold, "train_ratio": TRAIN_RATIO}
         loaders = create_train_val_dataloaders(seen, folder / "images", Augment(), **shared)
         data: Any = loaders[0].dataset
         unseen = Space_Galaxi(
-            tested, folder / "images", features=asked.features, classes=data.classes
+            tested, folder / "images", features=requested.features, classes=data.classes
         )
         side = unseen.image_shape[1]
         limit = round(SPACE["space.max_macs"] * (side / 75) ** 2)
         plain = with_overrides(
-            SearchConfig(seed=fold, budget=f"{asked.budget}epochs"),
-            {**SPACE, "space.max_macs": limit, "final.epochs": asked.finish_epochs},
+            SearchConfig(seed=fold, budget=f"{requested.budget}epochs"),
+            {**SPACE, "space.max_macs": limit, "final.epochs": requested.finish_epochs},
         )
-        half = {"budget": f"{asked.budget // 2}epochs", "final.epochs": asked.finish_epochs // 2}
-        tried = variants(asked.strategies, asked.ways)
-        halves = variants(list(STRATEGIES), list(WAYS))
-        tried |= {f"{name}, half": {**halves[name], **half} for name in asked.half}
-        lines: dict[str, tuple[dict[str, Any], Run]] = {
-            name: (told, partial(run_search, with_overrides(plain, told)))
-            for name, told in tried.items()
+        half = {
+            "budget": f"{requested.budget // 2}epochs",
+            "final.epochs": requested.finish_epochs // 2,
         }
-        if asked.ladder:
+        tried = variants(requested.strategies, requested.ways)
+        halves = variants(list(STRATEGIES), list(WAYS))
+        tried |= {f"{name}, half": {**halves[name], **half} for name in requested.half}
+        lines: dict[str, tuple[dict[str, Any], Run]] = {
+            name: (text, partial(run_search, with_overrides(plain, text)))
+            for name, text in tried.items()
+        }
+        if requested.ladder:
             lines[LADDER_NAME] = {}, partial(run_ladder, plain)
-        if asked.resnet_epochs:
-            lines["ResNet-18"] = {"epochs": asked.resnet_epochs}, partial(run_resnet, plain)
-        known = {row["name"]: row["settings"] for row in done if row["fold"] == fold}
-        for name, (told, _) in lines.items():
-            now = json.loads(json.dumps(told))
-            if known.get(name, now) != now:
-                raise SystemExit(f"{name} was run with {known[name]}, not {now}; name another file")
-        for name, (told, run) in lines.items():
-            if name not in known:
-                row = run(loaders, unseen, asked)
-                yield {"name": name, "fold": fold, "settings": told, **row}
+        if requested.resnet_epochs:
+            lines["ResNet-18"] = {"epochs": requested.resnet_epochs}, partial(run_resnet, plain)
+        existing = {row["name"]: row["settings"] for row in done if row["fold"] == fold}
+        for name, (text, _) in lines.items():
+            now = json.loads(json.dumps(text))
+            if existing.get(name, now) != now:
+                raise SystemExit(
+                    f"{name} was run with {existing[name]}, not {now}; name another file"
+                )
+        for name, (text, run) in lines.items():
+            if name not in existing:
+                row = run(loaders, unseen, requested)
+                yield {"name": name, "fold": fold, "settings": text, **row}
 
 
 def cropped(folder: Path, side: int, into: Path) -> Path:
@@ -271,17 +280,17 @@ def cropped(folder: Path, side: int, into: Path) -> Path:
     return into
 
 
-def already_done(path: Path | None, asked: dict[str, Any]) -> dict[str, Any]:
+def already_done(path: Path | None, requested: dict[str, Any]) -> dict[str, Any]:
     """What a file has that was begun with the same settings; exits if they were others."""
-    now: dict[str, Any] = json.loads(json.dumps(asked))
+    now: dict[str, Any] = json.loads(json.dumps(requested))
     if path is None or not path.exists():
         return {"asked": now, "machines": [], "rows": []}
-    found: dict[str, Any] = json.loads(path.read_text())
-    there = found["asked"]
+    result: dict[str, Any] = json.loads(path.read_text())
+    there = result["asked"]
     if other := [name for name in now if there.get(name) != now[name]]:
-        told = "; ".join(f"{name} {there.get(name)}, not {now[name]}" for name in other)
-        raise SystemExit(f"{path} was begun with {told}; name another file")
-    return found
+        text = "; ".join(f"{name} {there.get(name)}, not {now[name]}" for name in other)
+        raise SystemExit(f"{path} was begun with {text}; name another file")
+    return result
 
 
 FIGURES = {
@@ -293,7 +302,7 @@ FIGURES = {
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The table: means over folds with standard errors, and what each is above greedy, fold by fold."""
-    columns = [column for said in FIGURES.values() for column in (said, "above greedy")]
+    columns = [column for message in FIGURES.values() for column in (message, "above greedy")]
     costs = ["parameters", "image-epochs", "10^12 multiply-adds", "seconds"]
     print(f"| | folds | {' | '.join([*columns, *costs])} |\n|" + "---|" * 12)
     greedy = {row["fold"]: row for row in rows if row["name"] == "greedy"}
@@ -357,30 +366,30 @@ def main() -> None:
     parser.add_argument("--no-ladder", dest="ladder", action="store_false", help="leave it out")
     parser.add_argument("--quick", action="store_true", help="one fold, few epochs, fewer ways")
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
-    asked = parser.parse_args()
-    if asked.quick:
-        asked.folds, asked.ways = asked.folds[:1], ["", "halving"]
-        asked.budget, asked.finish_epochs, asked.resnet_epochs = 80, 10, 4
-    with tempfile.TemporaryDirectory() as place:
-        folder = asked.catalogue
-        if asked.simulate or folder is None:
-            folder = Path(place) / "sky"
-            num_rows = asked.simulate or (1500 if asked.quick else 4000)
+    requested = parser.parse_args()
+    if requested.quick:
+        requested.folds, requested.ways = requested.folds[:1], ["", "halving"]
+        requested.budget, requested.finish_epochs, requested.resnet_epochs = 80, 10, 4
+    with tempfile.TemporaryDirectory() as index:
+        folder = requested.catalogue
+        if requested.simulate or folder is None:
+            folder = Path(index) / "sky"
+            num_rows = requested.simulate or (1500 if requested.quick else 4000)
             simulate(folder, num_rows=num_rows, num_test_rows=0, progress=False)
-        told = ("features", "num_seen", "budget", "finish_epochs", "crop", "repeats")
-        settings: dict[str, Any] = {name: getattr(asked, name) for name in told}
+        text = ("features", "num_seen", "budget", "finish_epochs", "crop", "repeats")
+        settings: dict[str, Any] = {name: getattr(requested, name) for name in text}
         settings |= {"catalogue": sha256_file(folder / "annotations.csv"), "space": SPACE}
-        found = already_done(asked.json, settings | {"train_ratio": TRAIN_RATIO})
-        rows, machines, own = found["rows"], found["machines"], machine()
+        result = already_done(requested.json, settings | {"train_ratio": TRAIN_RATIO})
+        rows, machines, own = result["rows"], result["machines"], machine()
         machines += [] if own in machines else [own]
-        if asked.crop:
-            folder = cropped(folder, asked.crop, Path(place) / "cropped")
-        for fold in asked.folds:
-            for row in lines_of_fold(folder, fold, asked, rows):
+        if requested.crop:
+            folder = cropped(folder, requested.crop, Path(index) / "cropped")
+        for fold in requested.folds:
+            for row in lines_of_fold(folder, fold, requested, rows):
                 rows.append({**row, "commit": commit(), "machine": machines.index(own)})
                 print(json.dumps(row), flush=True)
-                if asked.json:
-                    write_json(asked.json, found)
+                if requested.json:
+                    write_json(requested.json, result)
     show(rows)
 
 

@@ -25,20 +25,20 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.models.saved_model import load_model
+from space_warps.runs.artifacts import read_val_rows
+from space_warps.runs.environment import describe_environment
+from space_warps.runs.folder import RunFolder
+from space_warps.runs.journal import read_events
+from space_warps.runs.state import read_history, stored_model, stored_scores
+from space_warps.runs.tree import RunTree
+from space_warps.search.config import FinalConfig, SearchConfig
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
 
 from space_warps import core, journal
 from space_warps.core import InputError, sha256_file
-from space_warps.environment import describe_environment
-from space_warps.files import read_val_rows
-from space_warps.journal import read_events
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.record import read_history, stored_scores, stored_snapshot
-from space_warps.runner import LocalRunner
-from space_warps.runs import RunFolder
-from space_warps.search import search
-from space_warps.settings import FinalConfig, SearchConfig
-from space_warps.snapshot import load_snapshot
-from space_warps.tree import RunTree
 
 CONFIG = SearchConfig(
     max_layers=2, k_candidates=(3, 4), epochs_per_eval=2, final=FinalConfig(epochs=4)
@@ -104,14 +104,14 @@ def write_catalogue(folder: Path, num_rows: int = 60, size: int = 12) -> Path:
     return folder / "annotations.csv"
 
 
-def prepare(place: Path) -> Bench:
+def prepare(index: Path) -> Bench:
     """Make the catalogue and the undisturbed run."""
-    csv_path = write_catalogue(place / "sky")
+    csv_path = write_catalogue(index / "sky")
     loaders = create_train_val_dataloaders(
         csv_path, csv_path.parent / "images", features=[], train_ratio=0.7, batch_size=16
     )
     runner = LocalRunner(*loaders, device="cpu")
-    bench = Bench(place, runner, describe_environment(csv_path, "cpu", loaders))
+    bench = Bench(index, runner, describe_environment(csv_path, "cpu", loaders))
     bench.session(bench.whole)
     return bench
 
@@ -138,7 +138,7 @@ def killed_once(work: Callable[[], None], after_s: float) -> bool:
 
 def kill_trials(bench: Bench, count: int, seed: int = 0) -> dict[str, int]:
     """`kill -9` at random moments, gone on with until done."""
-    rng, found = random.Random(seed), {"trials": count, "kills": 0, "identical": 0}
+    rng, result = random.Random(seed), {"trials": count, "kills": 0, "identical": 0}
     began = time.monotonic()
     killed_once(functools.partial(bench.session, bench.place / "timed"), 600)
     seconds = time.monotonic() - began
@@ -146,10 +146,10 @@ def kill_trials(bench: Bench, count: int, seed: int = 0) -> dict[str, int]:
         folder = bench.place / f"killed_{trial}"
         session = functools.partial(bench.session, folder)
         while not killed_once(session, rng.uniform(0, seconds)):
-            found["kills"] += 1
-        found["identical"] += bench.is_identical(folder)
+            result["kills"] += 1
+        result["identical"] += bench.is_identical(folder)
         shutil.rmtree(folder)
-    return found
+    return result
 
 
 @contextlib.contextmanager
@@ -174,39 +174,39 @@ def full_disk_trials(bench: Bench, every: int = 1) -> dict[str, int]:
     """No space at each write in turn: an error, and the run goes on when there is space again."""
     with failing_write(0) as seen:
         bench.session(bench.place / "counted")
-    found = {"trials": 0, "errors": 0, "identical": 0}
+    result = {"trials": 0, "errors": 0, "identical": 0}
     for number in range(1, seen[0] + 1, every):
         folder = bench.place / f"full_{number}"
-        found["trials"] += 1
+        result["trials"] += 1
         try:
             with failing_write(number):
                 bench.session(folder)
         except OSError as error:
-            found["errors"] += error.errno == errno.ENOSPC
+            result["errors"] += error.errno == errno.ENOSPC
         bench.session(folder)
-        found["identical"] += bench.is_identical(folder)
+        result["identical"] += bench.is_identical(folder)
         shutil.rmtree(folder)
     shutil.rmtree(bench.place / "counted")
-    return found
+    return result
 
 
 def torn_line_trials(bench: Bench, resumed_every: int = 50) -> dict[str, int]:
     """The last line cut at every byte: never read wrongly, and gone on from."""
     lines = (bench.whole / "events.jsonl").read_bytes().splitlines(keepends=True)
-    found = {"trials": 0, "read_rightly": 0, "resumed": 0, "identical": 0}
+    result = {"trials": 0, "read_rightly": 0, "resumed": 0, "identical": 0}
     folder = bench.place / "torn"
     for last in (len(lines) - 1, len(lines) // 2):
         for end in range(len(lines[last])):
             shutil.copytree(bench.whole, folder)
             (folder / "events.jsonl").write_bytes(b"".join(lines[:last]) + lines[last][:end])
-            found["trials"] += 1
-            found["read_rightly"] += read_events(folder) == read_events(bench.whole)[: last - 1]
+            result["trials"] += 1
+            result["read_rightly"] += read_events(folder) == read_events(bench.whole)[: last - 1]
             if end % resumed_every == 0:
-                found["resumed"] += 1
+                result["resumed"] += 1
                 bench.session(folder)
-                found["identical"] += bench.is_identical(folder)
+                result["identical"] += bench.is_identical(folder)
             shutil.rmtree(folder)
-    return found
+    return result
 
 
 def everything_in(run: Path) -> list[Any]:
@@ -215,19 +215,23 @@ def everything_in(run: Path) -> list[Any]:
     rows = read_val_rows(run, tree.record.val_sha256)
     read: list[Any] = [read_events(run), rows.ids, rows.labels.tolist()]
     for node in tree.record.nodes[1:]:
-        if node.history.steps[-1].taken is not None:
+        if node.history.steps[-1].selected is not None:
             read.append(
                 {n: t.tolist() for n, t in tree.at(node.number).model().state_dict().items()}
             )
-    for known in tree.record.answers.values():
-        read.append(stored_scores(run, tree.record, known.outcome).tolist())
-    kept = [end.final for _, end in tree.record.ends.values() if end.final is not None]
+    for existing in tree.record.results.values():
+        read.append(stored_scores(run, tree.record, existing.result).tolist())
+    kept = [
+        end.final_result
+        for _, end in tree.record.branch_ends.values()
+        if end.final_result is not None
+    ]
     read += [
-        {n: t.tolist() for n, t in stored_snapshot(run, tree.record, final).weights.items()}
+        {n: t.tolist() for n, t in stored_model(run, tree.record, final).state_dict.items()}
         for final in kept
     ]
-    model = load_snapshot(run)
-    return [*read, repr(model.architecture), {n: t.tolist() for n, t in model.weights.items()}]
+    model = load_model(run)
+    return [*read, repr(model.architecture), {n: t.tolist() for n, t in model.state_dict.items()}]
 
 
 def bit_flip_trials(bench: Bench, count: int, seed: int = 0) -> dict[str, int]:
@@ -236,7 +240,7 @@ def bit_flip_trials(bench: Bench, count: int, seed: int = 0) -> dict[str, int]:
     files = [bench.whole / "events.jsonl", bench.whole / "model.json"]
     files += sorted(bench.whole.rglob("*.safetensors"))
     truth = everything_in(bench.whole)
-    found = {"trials": count, "refused": 0, "same_content": 0, "line_dropped": 0, "accepted": 0}
+    result = {"trials": count, "refused": 0, "same_content": 0, "line_dropped": 0, "accepted": 0}
     for trial in range(count):
         path = files[0] if trial % 2 else rng.choice(files)
         content = path.read_bytes()
@@ -245,13 +249,13 @@ def bit_flip_trials(bench: Bench, count: int, seed: int = 0) -> dict[str, int]:
         path.write_bytes(changed)
         try:
             read = everything_in(bench.whole)
-            outcomes = {"same_content": read == truth, "line_dropped": read[0] == truth[0][:-1]}
-            found[next((name for name, holds in outcomes.items() if holds), "accepted")] += 1
+            results = {"same_content": read == truth, "line_dropped": read[0] == truth[0][:-1]}
+            result[next((name for name, holds in results.items() if holds), "accepted")] += 1
         except InputError:
-            found["refused"] += 1
+            result["refused"] += 1
         finally:
             path.write_bytes(content)
-    return found
+    return result
 
 
 def main() -> None:
@@ -260,22 +264,22 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200, help="trials of kill -9")
     parser.add_argument("--flips", type=int, default=500, help="bits to flip")
     parser.add_argument("--json", type=Path, help="file to keep the counts in")
-    asked = parser.parse_args()
+    requested = parser.parse_args()
     torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
-    with tempfile.TemporaryDirectory() as place:
-        bench = prepare(Path(place))
-        found = {}
+    with tempfile.TemporaryDirectory() as index:
+        bench = prepare(Path(index))
+        result = {}
         for name, trials in {
-            "bit flips": lambda: bit_flip_trials(bench, asked.flips),
+            "bit flips": lambda: bit_flip_trials(bench, requested.flips),
             "torn last lines": lambda: torn_line_trials(bench),
             "full disk": lambda: full_disk_trials(bench),
-            "kill -9": lambda: kill_trials(bench, asked.kills),
+            "kill -9": lambda: kill_trials(bench, requested.kills),
         }.items():
-            found[name] = trials()
-            told = ", ".join(f"{what.replace('_', ' ')} {n}" for what, n in found[name].items())
-            print(f"{name:16} {told}", flush=True)
-    if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+            result[name] = trials()
+            text = ", ".join(f"{what.replace('_', ' ')} {n}" for what, n in result[name].items())
+            print(f"{name:16} {text}", flush=True)
+    if requested.json:
+        requested.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

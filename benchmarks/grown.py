@@ -17,16 +17,15 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
+from space_warps.data.augment import Augment
+from space_warps.data.dataset import Space_Galaxi
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.evaluation.metrics import METRICS, Predictions, summarize_metrics
+from space_warps.search.config import PLAIN_PRESET, SearchConfig, config_diff, with_overrides
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
+from space_warps.training.loop import evaluate
 from torch.utils.data import DataLoader
-
-from space_warps.augment import Augment
-from space_warps.dataset import Space_Galaxi
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.metrics import FIGURES, Answers, measure
-from space_warps.runner import LocalRunner
-from space_warps.search import search
-from space_warps.settings import PLAIN, SearchConfig, config_diff, with_overrides
-from space_warps.train import evaluate
 
 NUM_FOLDS = 5
 
@@ -39,7 +38,7 @@ def split_catalogue(
     folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
     labels, groups = data.catalogue.labels, data.catalogue.groups
     parts = [part for _, part in folds.split(labels, labels, groups)]
-    seen = [parts[(fold + place) % NUM_FOLDS] for place in range(1, num_seen + 1)]
+    seen = [parts[(fold + index) % NUM_FOLDS] for index in range(1, num_seen + 1)]
     is_seen = np.isin(np.arange(len(labels)), np.concatenate(seen))
     table = pd.read_csv(folder / "annotations.csv", dtype=str, keep_default_na=False)
     paths = into / f"seen_{fold}.csv", into / f"tested_{fold}.csv"
@@ -52,10 +51,10 @@ def grow(
     folder: Path, features: list[str], fold: int, changes: dict[str, Any], test: Path | None = None
 ) -> dict[str, Any]:
     """Search on all folds but one and measure the network on that one, or on a test set."""
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as index:
         others, tested = folder / "annotations.csv", test
         if tested is None:
-            others, tested = split_catalogue(folder, features, fold, Path(place))
+            others, tested = split_catalogue(folder, features, fold, Path(index))
         began = time.monotonic()
         loaders = create_train_val_dataloaders(
             others, folder / "images", Augment(), features=features, seed=fold
@@ -64,26 +63,29 @@ def grow(
         model, history = search(config, LocalRunner(*loaders, seed=fold))
         seconds = time.monotonic() - began
         unseen = Space_Galaxi(
-            tested, folder / "images", features=features, classes=history.empty.classes
+            tested, folder / "images", features=features, classes=history.base_architecture.classes
         )
-        said = evaluate(model, DataLoader(unseen, 256))
-    answers = Answers(
-        said.scores.numpy(), said.labels.numpy(), unseen.catalogue.groups, history.empty.classes
+        message = evaluate(model, DataLoader(unseen, 256))
+    answers = Predictions(
+        message.scores.numpy(),
+        message.labels.numpy(),
+        unseen.catalogue.groups,
+        history.base_architecture.classes,
     )
-    found = measure(answers)
-    final = history.final
+    result = summarize_metrics(answers)
+    final = history.final_result
     return {
         "fold": fold,
-        **{name: round(found[name], 4) for name in FIGURES},
-        "num_rows": found["num_rows"],
+        **{name: round(result[name], 4) for name in METRICS},
+        "num_rows": result["num_rows"],
         "widths": [spec.k for spec in model.architecture.blocks],
         "params": model.num_params,
         "kept": final.candidate.role if final else None,
         "val_acc": round(final.val_acc, 4) if final else None,
         "seconds": round(seconds, 1),
-        "decisions": [f"{s.decision.kind}: {s.decision.reason}" for s in history.steps],
-        "finish": history.finish.reason if history.finish else None,
-        "stopped": history.stopped,
+        "decisions": [f"{s.decision.action}: {s.decision.reason}" for s in history.steps],
+        "finish": history.final_training.reason if history.final_training else None,
+        "stopped": history.stop_reason,
         "scores": np.round(answers.scores, 4).tolist(),
         "labels": answers.labels.tolist(),
     }
@@ -101,20 +103,20 @@ def main() -> None:
         "--set", nargs="*", default=[], help="settings of SearchConfig, e.g. final.epochs=20"
     )
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
-    asked = parser.parse_args()
-    changes = config_diff(PLAIN, SearchConfig()) if asked.plain else {}
-    changes |= {word.split("=")[0]: json.loads(word.split("=", 1)[1]) for word in asked.set}
+    requested = parser.parse_args()
+    changes = config_diff(PLAIN_PRESET, SearchConfig()) if requested.plain else {}
+    changes |= {word.split("=")[0]: json.loads(word.split("=", 1)[1]) for word in requested.set}
     rows = []
-    for fold in asked.folds:
-        row = grow(asked.catalogue, asked.features, fold, changes, asked.test)
+    for fold in requested.folds:
+        row = grow(requested.catalogue, requested.features, fold, changes, requested.test)
         rows.append(row)
         shown = {name: value for name, value in row.items() if name not in ("scores", "labels")}
         print(json.dumps(shown), flush=True)
-        if asked.json:
+        if requested.json:
             about = {"machine": platform.platform(), "torch": torch.__version__}
-            kept = {**about, "features": asked.features, "changes": changes, "rows": rows}
-            asked.json.write_text(json.dumps(kept, indent=1) + "\n")
-    for name in (*FIGURES, "params", "seconds"):
+            kept = {**about, "features": requested.features, "changes": changes, "rows": rows}
+            requested.json.write_text(json.dumps(kept, indent=1) + "\n")
+    for name in (*METRICS, "params", "seconds"):
         values = [row[name] for row in rows]
         spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
         print(f"{name:18} {np.mean(values):10.4f}  spread {spread:.4f}")

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import space_warps.training.loop as training
 import torch
 from side_by_side import commit, machine
+from space_warps.data.augment import Augment
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.models.blocks import BlockSpec
+from space_warps.models.saved_model import SavedModel, snapshot_of
+from space_warps.search.config import SearchConfig
+from space_warps.search.history import Candidate
+from space_warps.search.runner import LocalRunner, init_model
 
-import space_warps.train as training
-from space_warps.augment import Augment
-from space_warps.blocks import BlockSpec
 from space_warps.core import write_json
-from space_warps.history import Candidate
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.runner import LocalRunner, first_weights
-from space_warps.settings import SearchConfig
-from space_warps.snapshot import Snapshot, take_snapshot
 
 Moments = dict[str, dict[str, torch.Tensor]]
 
@@ -40,9 +40,9 @@ def inheriting(moments: Moments) -> Iterator[Moments]:
     def build(model: torch.nn.Module, *args: Any, **options: Any) -> torch.optim.Optimizer:
         optimizer = plain(model, *args, **options)
         for name, weight in model.named_parameters():
-            known = moments.get(name, {})
-            if known and known["exp_avg"].shape == weight.shape:
-                optimizer.state[weight] = {key: value.clone() for key, value in known.items()}
+            existing = moments.get(name, {})
+            if existing and existing["exp_avg"].shape == weight.shape:
+                optimizer.state[weight] = {key: value.clone() for key, value in existing.items()}
         made.append((optimizer, model))
         return optimizer
 
@@ -65,25 +65,25 @@ def added(folder: Path, features: list[str], seed: int, config: SearchConfig) ->
         train_ratio=0.7,
         seed=seed,
     )
-    empty = LocalRunner(*loaders, device="cpu", seed=seed).empty
-    first = BlockSpec(16, kernel_size=5, pool=3)
+    empty = LocalRunner(*loaders, device="cpu", seed=seed).base_model
+    first = BlockSpec(16, kernel_size=5, downsample=3)
 
-    def fit(blocks: tuple[BlockSpec, ...], start: Snapshot, moments: Moments) -> tuple[Any, ...]:
+    def fit(blocks: tuple[BlockSpec, ...], start: SavedModel, moments: Moments) -> tuple[Any, ...]:
         """Train from there; the network, its log-loss, and the moments that are left."""
         epochs, depth = config.epochs_per_eval, 1 + bool(start.architecture.blocks)
         plan = config.plan(epochs, (depth - 1) * epochs, seed + depth)
-        model = first_weights(Candidate(depth, 0, blocks, plan, depth > 1, 0.0), start)
+        model = init_model(Candidate(depth, 0, blocks, plan, depth > 1, 0.0), start)
         with inheriting(moments) as left:
             done = training.train(model, *loaders, plan)
-        model.load_state_dict(done.weights)
-        return take_snapshot(model), done.best.val_loss, left
+        model.load_state_dict(done.state_dict)
+        return snapshot_of(model), done.best.val_loss, left
 
     parent, _, left = fit((first,), empty, {})
-    found = {}
-    for said, blocks in (("as it is", (first,)), ("a block more", (first, BlockSpec(32)))):
+    result = {}
+    for message, blocks in (("as it is", (first,)), ("a block more", (first, BlockSpec(32)))):
         without, kept = (fit(blocks, parent, moments)[1] for moments in ({}, left))
-        found[said] = kept - without
-    return found
+        result[message] = kept - without
+    return result
 
 
 def main() -> None:
@@ -94,20 +94,24 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(8)))
     parser.add_argument("--epochs", type=int, default=SearchConfig.epochs_per_eval)
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
-    asked = parser.parse_args()
-    config = SearchConfig(epochs_per_eval=asked.epochs)
+    requested = parser.parse_args()
+    config = SearchConfig(epochs_per_eval=requested.epochs)
     rows = []
-    for seed in asked.seeds:
-        rows.append(added(asked.catalogue, asked.features, seed, config))
-        print(seed, *(f"{said}: {more:+.4f}" for said, more in rows[-1].items()), flush=True)
-    for said in rows[0]:
-        values = np.array([row[said] for row in rows])
+    for seed in requested.seeds:
+        rows.append(added(requested.catalogue, requested.features, seed, config))
+        print(seed, *(f"{message}: {more:+.4f}" for message, more in rows[-1].items()), flush=True)
+    for message in rows[0]:
+        values = np.array([row[message] for row in rows])
         error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-        print(f"{said}: {values.mean():+.4f} +- {error:.4f}")
-    if asked.json:
-        about = {"features": asked.features, "epochs": asked.epochs, "seeds": asked.seeds}
-        told = {"machine": machine(), "commit": commit(), "asked": about, "rows": rows}
-        write_json(asked.json, told)
+        print(f"{message}: {values.mean():+.4f} +- {error:.4f}")
+    if requested.json:
+        about = {
+            "features": requested.features,
+            "epochs": requested.epochs,
+            "seeds": requested.seeds,
+        }
+        text = {"machine": machine(), "commit": commit(), "asked": about, "rows": rows}
+        write_json(requested.json, text)
 
 
 if __name__ == "__main__":

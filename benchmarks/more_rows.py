@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 from recipe import BASE, Choice, build, fit
 from side_by_side import commit, machine
+from space_warps.data.dataset import Space_Galaxi
+from space_warps.data.loaders import EpochSampler
+from space_warps.data.simulate import simulate
+from space_warps.models.blocks import BlockSpec
+from space_warps.search.significance import standard_error
+from space_warps.training.loop import evaluate
 from torch.utils.data import DataLoader
-
-from space_warps.blocks import BlockSpec
-from space_warps.dataset import Space_Galaxi
-from space_warps.loaders import EpochSampler
-from space_warps.paired import error_of_mean
-from space_warps.simulate import simulate
-from space_warps.train import evaluate
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 IMAGES_SEEN = 120_000  # By each training
@@ -34,7 +33,7 @@ IMAGES_SEEN = 120_000  # By each training
 def network(*widths: int) -> Choice:
     """The recipe with blocks of these widths, the first one with a kernel of 5."""
     first, *others = widths
-    blocks = (BlockSpec(first, kernel_size=5, pool=3), *(BlockSpec(k) for k in others))
+    blocks = (BlockSpec(first, kernel_size=5, downsample=3), *(BlockSpec(k) for k in others))
     return replace(BASE, blocks=blocks, precision="bfloat16")
 
 
@@ -47,19 +46,19 @@ def learn(
     """Train on the first rows of a sky, and measure on the others."""
     epochs = max(1, round(IMAGES_SEEN / num_rows))
     choice = NETWORKS[name]
-    choice = replace(choice, plan=replace(choice.plan, epochs=epochs))
-    known = sky.subset(np.arange(num_rows), choice.augment)
+    choice = replace(choice, train_config=replace(choice.plan, epochs=epochs))
+    existing = sky.subset(np.arange(num_rows), choice.augment)
     sampler = EpochSampler(num_rows, seed)
-    loader = DataLoader(known, choice.batch_size, sampler=sampler, drop_last=True)
+    loader = DataLoader(existing, choice.batch_size, sampler=sampler, drop_last=True)
     began = time.monotonic()
-    model = fit(choice, build(choice, known, seed), loader, seed)
+    model = fit(choice, build(choice, existing, seed), loader, seed)
     row: dict[str, Any] = {"network": name, "rows": num_rows, "seed": seed, "epochs": epochs}
     row["seconds"] = round(time.monotonic() - began, 1)
     for about, unseen in skies.items():
-        said = evaluate(model, DataLoader(unseen, 256))
-        is_right = (said.scores.argmax(dim=1) == said.labels).numpy()
-        error = error_of_mean(is_right, unseen.catalogue.groups)
-        figures = {"accuracy": said.accuracy, "error": error, "log_loss": said.loss}
+        message = evaluate(model, DataLoader(unseen, 256))
+        is_right = (message.scores.argmax(dim=1) == message.labels).numpy()
+        error = standard_error(is_right, unseen.catalogue.groups)
+        figures = {"accuracy": message.accuracy, "error": error, "log_loss": message.loss}
         row[about] = {key: round(value, 4) for key, value in figures.items()}
     return row
 
@@ -72,26 +71,32 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=["16, 32, 64"], choices=list(NETWORKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--json", type=Path, help="file to keep the figures in")
-    asked = parser.parse_args()
+    requested = parser.parse_args()
     files = {"sample": (SAMPLE, "annotations.csv"), "sample's test set": (SAMPLE, "test.csv")}
-    if asked.real:
-        files["real"] = (asked.real, "annotations.csv")
+    if requested.real:
+        files["real"] = (requested.real, "annotations.csv")
     skies = {
         name: Space_Galaxi(at / csv, at / "images", features=())
         for name, (at, csv) in files.items()
     }
     rows = []
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as index:
         made = simulate(
-            Path(place) / "sky", num_rows=max(asked.rows), num_test_rows=0, seed=7, progress=False
+            Path(index) / "sky",
+            num_rows=max(requested.rows),
+            num_test_rows=0,
+            seed=7,
+            progress=False,
         )
         sky = Space_Galaxi(made.csv_path, made.img_dir_path, features=())
-        for name, num_rows, seed in itertools.product(asked.networks, asked.rows, asked.seeds):
+        for name, num_rows, seed in itertools.product(
+            requested.networks, requested.rows, requested.seeds
+        ):
             rows.append(learn(name, sky, num_rows, skies, seed))
             print(json.dumps(rows[-1]), flush=True)
-    if asked.json:
+    if requested.json:
         about = {"machine": machine(), "commit": commit()}
-        asked.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        requested.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

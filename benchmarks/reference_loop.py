@@ -12,16 +12,15 @@ from typing import Any
 
 import torch
 from PIL import Image
+from space_warps.data.augment import Augment
+from space_warps.data.dataset import Space_Galaxi
+from space_warps.data.loaders import EpochSampler
+from space_warps.models.model import ProgressiveModel
+from space_warps.training.config import TrainConfig
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-
-from space_warps.augment import Augment
-from space_warps.dataset import Space_Galaxi
-from space_warps.loaders import EpochSampler
-from space_warps.model import ProgressiveModel
-from space_warps.plan import TrainPlan
 
 
 class PlainDataset(Dataset[tuple[Tensor, int, Tensor]]):
@@ -42,7 +41,9 @@ class PlainDataset(Dataset[tuple[Tensor, int, Tensor]]):
             steps += [
                 v2.RandomHorizontalFlip(),
                 v2.RandomVerticalFlip(),
-                v2.RandomChoice([v2.RandomRotation((turn, turn)) for turn in (0, 90, 180, 270)]),
+                v2.RandomChoice(
+                    [v2.RandomRotation((backtrack, backtrack)) for backtrack in (0, 90, 180, 270)]
+                ),
                 # half the time of RandomAffine, and at the border the same as ours
                 v2.RandomCrop((height, width), augment.shift, padding_mode="reflect"),
             ]
@@ -51,10 +52,10 @@ class PlainDataset(Dataset[tuple[Tensor, int, Tensor]]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int, Tensor]:
-        with Image.open(self.paths[place]) as image:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:
+        with Image.open(self.paths[index]) as image:
             pixels = self.transform(image.convert(self.mode))
-        return pixels, self.labels[place], self.features[place]
+        return pixels, self.labels[index], self.features[index]
 
 
 class PlainBlocks(nn.Module):
@@ -75,7 +76,7 @@ class ReferenceLoop:
         self,
         model: ProgressiveModel,
         loaders: tuple[DataLoader[Any], DataLoader[Any]],
-        plan: TrainPlan,
+        plan: TrainConfig,
         workers: int = 2,
         device: str = "cpu",
     ) -> None:
@@ -117,8 +118,8 @@ class ReferenceLoop:
         self.epoch += 1
         for batch in self.train_loader:
             self.take_step(batch)
-        said = [self.count_right(batch) for batch in self.val_loader]
-        return sum(said) / len(self.val_loader.dataset)  # type: ignore[arg-type]
+        message = [self.count_right(batch) for batch in self.val_loader]
+        return sum(message) / len(self.val_loader.dataset)  # type: ignore[arg-type]
 
     def take_step(self, batch: Any) -> float:
         """Learn from a batch; its mean loss."""
@@ -138,8 +139,8 @@ class ReferenceLoop:
         self.model.eval()
         images, labels, features = (part.to(self.device) for part in batch)
         with torch.no_grad():
-            said = self.model(images, features).argmax(dim=1)
-        return int((said == labels).sum().item())
+            message = self.model(images, features).argmax(dim=1)
+        return int((message == labels).sum().item())
 
 
 def as_colour(source: Path, into: Path, num_rows: int, side: int) -> Path:

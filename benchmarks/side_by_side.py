@@ -81,8 +81,8 @@ def _cpu_name() -> str:
 
 def commit() -> str | None:
     """The commit of the checkout that is measured."""
-    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(asked, capture_output=True, text=True)
+    requested = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(requested, capture_output=True, text=True)
     return done.stdout.strip() or None
 
 

@@ -24,8 +24,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-
-from space_warps.catalogue import find_sentinels
+from space_warps.data.catalogue import find_sentinels
 
 RINGS = [0, 1.5, 2.5, 3.5, 4.5, 6, 8, 11, 15, 20, 28, 37]  # pixels
 SHOWN = ["log_peak", "concentration", "size", "ellipticity", "neighbour"]
@@ -162,15 +161,15 @@ def main() -> None:
     parser.add_argument("real", type=Path, help="folder with annotations.csv and images/")
     parser.add_argument("--simulated", type=Path, default=root / "data" / "sample")
     parser.add_argument("--json", type=Path, help="where the numbers are kept")
-    asked = parser.parse_args()
-    skies = {"real": measure(asked.real), "simulated": measure(asked.simulated)}
+    requested = parser.parse_args()
+    skies = {"real": measure(requested.real), "simulated": measure(requested.simulated)}
     print(f"{'':45} {'real':>20} {'simulated':>20}")
     for part, numbers in skies["real"].items():
         print(f"-- {part}")
         for name, value in numbers.items():
             other = skies["simulated"][part].get(name, "-")
             print(f"{name:45} {show(value):>20} {show(other):>20}")
-    if asked.json:
+    if requested.json:
         git = ["git", "-C", str(root), "rev-parse", "HEAD"]
         about = {
             "commit": subprocess.run(
@@ -180,7 +179,7 @@ def main() -> None:
             "versions": {"python": platform.python_version(), "scikit-learn": sklearn.__version__},
             "seeds": list(range(REPEATS)),
         }
-        asked.json.write_text(json.dumps({**about, **skies}, indent=2) + "\n")
+        requested.json.write_text(json.dumps({**about, **skies}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ def build() -> None:
     """Write the sources and let Sphinx make pages of them."""
     sources = ROOT / "_docs" / "pages"
     pages.write_pages(sources)
-    words = ["-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "-c", ROOT / "docs"]
+    args = ["-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "-c", ROOT / "docs"]
     folders = ["-d", ROOT / "_docs" / "doctrees", sources, SITE]
-    if subprocess.run([sys.executable, *words, *folders]).returncode:
+    if subprocess.run([sys.executable, *args, *folders]).returncode:
         raise SystemExit("the site has warnings; see above")
 
 

@@ -56,26 +56,26 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
     """Where the source of a name is read on the web."""
-    found = reference.lines_of(MODULES, info["module"], info["fullname"])
-    if found is None:
+    result = reference.lines_of(MODULES, info["module"], info["fullname"])
+    if result is None:
         return None
     path = info["module"].replace(".", "/") + ".py"
-    return f"{facts['git_url']}/blob/{facts['branch']}/{path}#L{found[0]}-L{found[1]}"
+    return f"{facts['git_url']}/blob/{facts['branch']}/{path}#L{result[0]}-L{result[1]}"
 
 
 def describe_page(
     app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any
 ) -> None:
     """Give each page a description: its first paragraph."""
-    said = facts["description"]
+    message = facts["description"]
     if doctree is not None:
         prose = (
             p for p in doctree.findall(nodes.paragraph) if not isinstance(p.parent, nodes.entry)
         )
-        said = next((p.astext() for p in prose if len(p.astext()) > 20), said)
-    said = " ".join(said.split()).replace("&", "&amp;").replace('"', "&quot;")
+        message = next((p.astext() for p in prose if len(p.astext()) > 20), message)
+    message = " ".join(message.split()).replace("&", "&amp;").replace('"', "&quot;")
     context["metatags"] = (
-        context.get("metatags", "") + f'<meta name="description" content="{said[:200]}">'
+        context.get("metatags", "") + f'<meta name="description" content="{message[:200]}">'
     )
 
 

@@ -103,8 +103,8 @@ class _Layout:
         return above, below
 
     def _mean(self, neighbours: list[str], node: str) -> float:
-        places = [self.x[other] for other in neighbours] or [self.x[node]]
-        return sum(places) / len(places)
+        indices = [self.x[other] for other in neighbours] or [self.x[node]]
+        return sum(indices) / len(indices)
 
     def _place(self) -> None:
         for row in self.rows:
@@ -251,11 +251,11 @@ def draw_package(
         y -= heights[room] + 0.12
     order = list(rooms)
     for (room, other), count in pairs.items():
-        users = [each for each in order if (each, other) in pairs]
-        used = [each for each in reversed(order) if (room, each) in pairs]
+        users = [item for item in order if (item, other) in pairs]
+        used = [item for item in reversed(order) if (room, item) in pairs]
         start_y = top[room] - heights[room] * 0.5 * (used.index(other) + 1) / (len(used) + 1)
-        place = 0.5 + 0.5 * (len(users) - users.index(room)) / (len(users) + 1)
-        end_y = top[other] - heights[other] * place
+        index = 0.5 + 0.5 * (len(users) - users.index(room)) / (len(users) + 1)
+        end_y = top[other] - heights[other] * index
         reach = 0.3 + 3.2 * abs(start_y - end_y) / height
         side = left + box_width
         points = [(side, start_y), (side + reach, start_y), (side + reach, end_y), (side, end_y)]

@@ -50,20 +50,20 @@ def notebook_names() -> list[str]:
 @functools.cache
 def surroundings() -> str:
     """Hash of all that a page's outputs depend on, apart from the page."""
-    known = hashlib.sha256(Path(__file__).read_bytes())
-    known.update(repr(sorted({(d.name, d.version) for d in distributions()})).encode())
-    known.update(repr((sys.version, notebook_names())).encode())
+    existing = hashlib.sha256(Path(__file__).read_bytes())
+    existing.update(repr(sorted({(d.name, d.version) for d in distributions()})).encode())
+    existing.update(repr((sys.version, notebook_names())).encode())
     for pattern in FEEDS_A_PAGE:
         for path in sorted(ROOT.glob(pattern)):
-            known.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return known.hexdigest()
+            existing.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return existing.hexdigest()
 
 
 def key_of(name: str) -> str:
     """Hash of a notebook's cells, without their outputs, and of what surrounds them."""
     cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    told = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
-    return hashlib.sha256((surroundings() + json.dumps(told)).encode()).hexdigest()
+    text = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    return hashlib.sha256((surroundings() + json.dumps(text)).encode()).hexdigest()
 
 
 def copy_of(name: str) -> Path:
@@ -165,9 +165,9 @@ def copies_of(names: Sequence[str]) -> Iterator[dict[str, "Future[str]"]]:
         pool.shutdown(cancel_futures=True)
 
 
-def main(words: list[str]) -> None:
+def main(args: list[str]) -> None:
     """Run the named notebooks, each in a process of its own."""
-    names = [word.removesuffix(".ipynb") for word in words]
+    names = [word.removesuffix(".ipynb") for word in args]
     if len(names) == 1:
         return execute_in_place(names[0])
     for name in names or notebook_names():

@@ -114,21 +114,21 @@ METADATA = {
 
 def cells_of(site: Site, notebook: str, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cells of a page."""
-    found: list[dict[str, Any]] = []
+    result: list[dict[str, Any]] = []
     for number, cell in enumerate(cells):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            found.append(markdown(prose(site, notebook, source)))
+            result.append(markdown(prose(site, notebook, source)))
             continue
         directives = dict(DIRECTIVE.findall(source))
         source = DIRECTIVE.sub("", source).strip("\n")
         if directives.keys() & {"export", "exporti"}:
             module = directives.get("export") or directives.get("exporti")
-            found += exported(site, module or site.exports[notebook], source)
+            result += exported(site, module or site.exports[notebook], source)
         elif not directives.keys() & {"hide", "default_exp"}:
             where = f"nbs/{notebook}.ipynb, cell {number}"
-            found += shown(source, directives, cell["outputs"], where)
-    return found
+            result += shown(source, directives, cell["outputs"], where)
+    return result
 
 
 def markdown(text: str) -> dict[str, Any]:
@@ -194,9 +194,9 @@ def exported(site: Site, name: str, source: str) -> list[dict[str, Any]]:
         return []
     public = module.top_level()
     names = [name for node in nodes for name in reference.defined_by(node) if name in public]
-    told = [reference.describe(module, name, lambda text: linked(site, text)) for name in names]
+    message = [reference.describe(module, name, lambda text: linked(site, text)) for name in names]
     return [
-        *map(markdown, told),
+        *map(markdown, message),
         folded("Source" if names else "Source of what is used above", source),
     ]
 
@@ -237,15 +237,15 @@ def linked(site: Site, text: str) -> str:
 def contents(site: Site) -> list[dict[str, Any]]:
     """What the side bar lists."""
     loose = [page for page in site.pages.values() if "/" not in page and page != "index"]
-    told = []
+    message = []
     for folder, title in FOLDERS.items():
         pages = [page for page in site.pages.values() if page.startswith(f"{folder}/")]
         pages += loose if folder == "start" else []
         if folder == "project":
-            told.append(toctree("Reference", ["api/index", *reference_pages(site)]))
+            message.append(toctree("Reference", ["api/index", *reference_pages(site)]))
             pages += [*TEXTS.values(), "project/data", "project/citing"]
-        told.append(toctree(title, pages))
-    return [markdown(text) for text in told]
+        message.append(toctree(title, pages))
+    return [markdown(text) for text in message]
 
 
 def reference_pages(site: Site) -> list[str]:
@@ -279,8 +279,8 @@ def api_pages(site: Site) -> dict[str, str]:
     """The entry to the reference, and, without rooms, a page for each layer."""
     if site.rooms:
         return {"api/index.md": room_table(site)}
-    found, rows = {}, []
-    for number, (folder, title, said) in LAYERS.items():
+    result, rows = {}, []
+    for number, (folder, title, message) in LAYERS.items():
         modules = {
             name: page
             for name, page in site.pages.items()
@@ -288,14 +288,14 @@ def api_pages(site: Site) -> dict[str, str]:
         }
         if modules:
             table = "\n".join(f"| {module_row(name, page)} |" for name, page in modules.items())
-            found[f"api/{folder}/index.md"] = (
-                f"# {title}\n\n{said}\n\n| module | says |\n|---|---|\n{table}\n\n"
+            result[f"api/{folder}/index.md"] = (
+                f"# {title}\n\n{message}\n\n| module | says |\n|---|---|\n{table}\n\n"
                 + toctree("", list(modules.values()))
             )
-            rows.append(f"| [{title}]({folder}/index.md) | {said} |")
+            rows.append(f"| [{title}]({folder}/index.md) | {message} |")
     layers = "\n".join(rows)
-    pages = [path.removesuffix(".md") for path in found]
-    found["api/index.md"] = (
+    pages = [path.removesuffix(".md") for path in result]
+    result["api/index.md"] = (
         "# Reference\n\n"
         "Each module is a page that tells why it is needed, shows it at work and holds its tests. "
         "A page builds only on those of layers above it in this table, and on earlier ones of its "
@@ -303,7 +303,7 @@ def api_pages(site: Site) -> dict[str, str]:
         "## What `import space_warps` offers\n\n"
         f"| name | says |\n|---|---|\n{offered(site)}\n\n" + toctree("", pages)
     )
-    return found
+    return result
 
 
 def room_table(site: Site) -> str:
@@ -331,9 +331,9 @@ def module_row(name: str, page: str) -> str:
     """A module with the first sentence of its page."""
     cells = json.loads(execute.copy_of(name).read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    said = re.search(r"^> (.*)$", text, re.MULTILINE)
+    message = re.search(r"^> (.*)$", text, re.MULTILINE)
     title = posixpath.basename(page)
-    return f"[{title}]({title}.ipynb) | {said[1] if said else ''}"
+    return f"[{title}]({title}.ipynb) | {message[1] if message else ''}"
 
 
 def offered(site: Site, package: str = "") -> str:
@@ -341,23 +341,23 @@ def offered(site: Site, package: str = "") -> str:
     rows = []
     for name, source in structure.stub_names(package).items():
         module = site.modules[source]
-        said = reference.docstring(module.top_level()[name])
-        rows.append(f"| {{py:obj}}`{name} <{module.full_name}.{name}>` | {linked(site, said)} |")
+        message = reference.docstring(module.top_level()[name])
+        rows.append(f"| {{py:obj}}`{name} <{module.full_name}.{name}>` | {linked(site, message)} |")
     return "\n".join(sorted(rows, key=str.lower))
 
 
 def texts() -> dict[str, str]:
     """Pages that are texts of the repository."""
-    found = {f"{page}.md": (ROOT / name).read_text("utf-8") for name, page in TEXTS.items()}
+    result = {f"{page}.md": (ROOT / name).read_text("utf-8") for name, page in TEXTS.items()}
     data = (ROOT / "data/README.md").read_text(encoding="utf-8")
-    return {**found, "project/data.md": data, "project/citing.md": citation()}
+    return {**result, "project/data.md": data, "project/citing.md": citation()}
 
 
 def citation() -> str:
     """How to cite, from CITATION.cff."""
     text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     facts = yaml.safe_load(text)
-    authors = " and ".join(f"{{{each['name']}}}" for each in facts["authors"])
+    authors = " and ".join(f"{{{item['name']}}}" for item in facts["authors"])
     entry = {
         "title": f"{{{facts['title']}}}",
         "author": authors,

@@ -22,8 +22,8 @@ def text() -> str:
         if cell["cell_type"] == "markdown":
             parts.append(NOTEBOOK_LINK.sub(r"](nbs/\1)", source))
         elif not HIDDEN.search(source):
-            shown = [said for output in cell["outputs"] if (said := text_of(output))]
-            parts += [f"```python\n{source}\n```", *(f"```\n{said}\n```" for said in shown)]
+            shown = [message for output in cell["outputs"] if (message := text_of(output))]
+            parts += [f"```python\n{source}\n```", *(f"```\n{message}\n```" for message in shown)]
     return "\n\n".join(parts) + "\n"
 
 

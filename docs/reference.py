@@ -35,10 +35,10 @@ class Module:
 
     def top_level(self) -> dict[str, ast.stmt]:
         """Public names and what defines them."""
-        found = {}
+        result = {}
         for node in self.tree.body:
-            found |= {name: node for name in defined_by(node) if not name.startswith("_")}
-        return found
+            result |= {name: node for name in defined_by(node) if not name.startswith("_")}
+        return result
 
 
 def defined_by(node: ast.stmt) -> list[str]:
@@ -59,7 +59,7 @@ def read_module(name: str, path: Path) -> Module:
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT and token.line[: token.start[1]].strip()
     }
-    comments = {line: said for line, said in comments.items() if not said.startswith("%%")}
+    comments = {line: message for line, message in comments.items() if not message.startswith("%%")}
     module = Module(name, ast.parse(source), comments)
     for node in module.tree.body:
         if isinstance(node, ast.ImportFrom):  # nbdev makes imports within the package relative
@@ -80,22 +80,22 @@ def read_package(root: Path = ROOT) -> dict[str, Module]:
 
 def all_names(modules: dict[str, Module]) -> dict[str, str]:
     """All public names, short, within a room and in full, to the full name; ambiguous ones are left out."""
-    found: dict[str, set[str]] = {}
+    result: dict[str, set[str]] = {}
     for module in modules.values():
         for name, node in module.top_level().items():
-            for each in [name, *(f"{name}.{method.name}" for method in public_methods(node))]:
-                target = f"{module.full_name}.{each}"
-                in_room = f"{module.name.split('.')[0]}.{each}"
-                for known in {
-                    each,
-                    f"{PACKAGE}.{each}",
+            for item in [name, *(f"{name}.{method.name}" for method in public_methods(node))]:
+                target = f"{module.full_name}.{item}"
+                in_room = f"{module.name.split('.')[0]}.{item}"
+                for existing in {
+                    item,
+                    f"{PACKAGE}.{item}",
                     in_room,
                     f"{PACKAGE}.{in_room}",
-                    f"{module.name}.{each}",
+                    f"{module.name}.{item}",
                     target,
                 }:
-                    found.setdefault(known, set()).add(target)
-    return {name: targets.pop() for name, targets in found.items() if len(targets) == 1}
+                    result.setdefault(existing, set()).add(target)
+    return {name: targets.pop() for name, targets in result.items() if len(targets) == 1}
 
 
 def lines_of(modules: dict[str, Module], module: str, name: str) -> tuple[int, int] | None:
@@ -103,8 +103,8 @@ def lines_of(modules: dict[str, Module], module: str, name: str) -> tuple[int, i
     first, *rest = name.split(".")
     node: ast.stmt | None = modules[module.removeprefix(f"{PACKAGE}.")].top_level().get(first)
     for part in rest:
-        found = [n for n in getattr(node, "body", []) if part in defined_by(n)]
-        node = found[0] if found else None
+        result = [n for n in getattr(node, "body", []) if part in defined_by(n)]
+        node = result[0] if result else None
     return (node.lineno, node.end_lineno or node.lineno) if node is not None else None
 
 
@@ -116,11 +116,11 @@ def docstring(node: ast.stmt) -> str:
 def public_methods(node: ast.stmt) -> Iterator[Function]:
     """Methods of a class that are for others."""
     if isinstance(node, ast.ClassDef):
-        for each in node.body:
-            marks = [ast.unparse(mark) for mark in getattr(each, "decorator_list", [])]
+        for item in node.body:
+            marks = [ast.unparse(mark) for mark in getattr(item, "decorator_list", [])]
             told_already = any(mark.endswith((".setter", ".deleter")) for mark in marks)
-            if isinstance(each, Function) and not each.name.startswith("_") and not told_already:
-                yield each
+            if isinstance(item, Function) and not item.name.startswith("_") and not told_already:
+                yield item
 
 
 def describe(module: Module, name: str, link: Link) -> str:
@@ -135,13 +135,13 @@ def describe(module: Module, name: str, link: Link) -> str:
 
 def _value(module: Module, name: str, node: ast.stmt) -> str:
     assert isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
-    said = module.comments.get(node.end_lineno or 0, "")
+    message = module.comments.get(node.end_lineno or 0, "")
     if re.fullmatch(r"[A-Z][a-z]\w*", name):
         meant = f":canonical: {_full(module, node.value)}"
-        return _directive("py:type", name, module, [said], meant)
+        return _directive("py:type", name, module, [message], meant)
     value = " ".join(ast.unparse(node.value).split())
     return _directive(
-        "py:data", name, module, [said], f":value: {value}" if len(value) < 80 else ""
+        "py:data", name, module, [message], f":value: {value}" if len(value) < 80 else ""
     )
 
 
@@ -152,18 +152,18 @@ def _function(module: Module, node: Function, link: Link) -> str:
 
 
 def _class(module: Module, node: ast.ClassDef, link: Link) -> str:
-    fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+    fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
     begin = next((f for f in node.body if isinstance(f, Function) and f.name == "__init__"), None)
     body, head = [link(docstring(node))], node.name
     if begin is not None:
         head += f"({_arguments(begin, skip=1)})"
         body += _fields(module, begin, link, skip=1)
     elif any("Protocol" in ast.unparse(base) for base in node.bases):
-        body += [line for each in fields for line in _attribute(module, each, link, "var")]
+        body += [line for item in fields for line in _attribute(module, item, link, "var")]
     elif fields:
-        head += f"({', '.join(_field(each) for each in fields)})"
-        body += [line for each in fields for line in _attribute(module, each, link)]
-    parts = [_member(module, each, link) for each in public_methods(node)]
+        head += f"({', '.join(_field(item) for item in fields)})"
+        body += [line for item in fields for line in _attribute(module, item, link)]
+    parts = [_member(module, item, link) for item in public_methods(node)]
     return _directive("py:class", head, module, [*body, *parts])
 
 
@@ -173,23 +173,23 @@ def _field(node: ast.AnnAssign) -> str:
 
 
 def _attribute(module: Module, node: ast.AnnAssign, link: Link, kind: str = "") -> list[str]:
-    said = link(module.comments.get(node.end_lineno or 0, ""))
+    message = link(module.comments.get(node.end_lineno or 0, ""))
     name, annotation = ast.unparse(node.target), _full(module, node.annotation)
-    words = ("ivar", "vartype") if kind == "var" else ("param", "type")
-    return [f":{words[0]} {name}: {said}", f":{words[1]} {name}: {annotation}"]
+    args = ("ivar", "vartype") if kind == "var" else ("param", "type")
+    return [f":{args[0]} {name}: {message}", f":{args[1]} {name}: {annotation}"]
 
 
 def _member(module: Module, node: Function, link: Link) -> str:
-    marks = {ast.unparse(each) for each in node.decorator_list}
-    told = link(docstring(node))
+    marks = {ast.unparse(item) for item in node.decorator_list}
+    text = link(docstring(node))
     if any("property" in mark for mark in marks):
         kind = f":type: {_full(module, node.returns)}" if node.returns else ""
-        said = _comment_of_return(module, node, link)
-        return _directive("py:property", node.name, module, [told, said], kind)
+        message = _comment_of_return(module, node, link)
+        return _directive("py:property", node.name, module, [text, message], kind)
     static = "staticmethod" in marks
     option = ":staticmethod:" if static else ":classmethod:" if "classmethod" in marks else ""
     head = f"{node.name}({_arguments(node, skip=0 if static else 1)})"
-    body = [told, *_fields(module, node, link, skip=0 if static else 1)]
+    body = [text, *_fields(module, node, link, skip=0 if static else 1)]
     return _directive("py:method", head, module, body, option)
 
 
@@ -226,8 +226,8 @@ def _arguments(node: Function, skip: int = 0) -> str:
     several = node.args.vararg
     star = [f"*{several.arg}"] if several else ["*"] if by_name else []
     rest = [f"**{node.args.kwarg.arg}"] if node.args.kwarg else []
-    told = [[_argument(*each) for each in pairs] for pairs in (by_place, by_name)]
-    return ", ".join([*told[0], *star, *told[1], *rest])
+    text = [[_argument(*item) for item in pairs] for pairs in (by_place, by_name)]
+    return ", ".join([*text[0], *star, *text[1], *rest])
 
 
 def _argument(arg: ast.arg, default: ast.expr | None) -> str:
@@ -242,14 +242,14 @@ def _fields(module: Module, node: Function, link: Link, skip: int = 0) -> list[s
     last.pop(node.returns.end_lineno if node.returns else None, None)  # that comment is its own
     lines = []
     for arg, default in (*by_place, *several, *by_name):
-        place = (default or arg).end_lineno or 0
-        said = link(module.comments.get(place, "")) if last.get(place) is arg else ""
-        lines.append(f":param {arg.arg}: {said}")
+        index = (default or arg).end_lineno or 0
+        message = link(module.comments.get(index, "")) if last.get(index) is arg else ""
+        lines.append(f":param {arg.arg}: {message}")
         if arg.annotation is not None:
             lines.append(f":type {arg.arg}: {_full(module, arg.annotation)}")
     if node.returns is not None and ast.unparse(node.returns) != "None":
-        if said := _comment_of_return(module, node, link):
-            lines.append(f":returns: {said}")
+        if message := _comment_of_return(module, node, link):
+            lines.append(f":returns: {message}")
         lines.append(f":rtype: {_full(module, node.returns)}")
     return lines
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from space_warps.cli import main
+from space_warps.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = Path(os.environ.get("SPACE_GALAXI_DIR", ROOT.parent / "shared" / "space_galaxi"))

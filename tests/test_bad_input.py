@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import Tiny
 from PIL import Image
+from space_warps.cli.main import main
+from space_warps.runs.state import read_history
 
-from space_warps.cli import main
 from space_warps.core import write_atomic
-from space_warps.record import read_history
 
 QUICK = [
     "search.max_layers=1",
@@ -34,13 +34,13 @@ class Refusal:
     def __call__(self, tiny: Tiny, *words: str) -> str:
         before = everything(tiny.csv_path.parent)
         code = main(["search", *tiny.words(), f"run.dir={self.run_dir}", *QUICK, *words])
-        said = self.capsys.readouterr().err
-        assert code == 2, said
-        assert said.count("\n") == 1, said
-        assert "Traceback" not in said
+        message = self.capsys.readouterr().err
+        assert code == 2, message
+        assert message.count("\n") == 1, message
+        assert "Traceback" not in message
         assert not self.run_dir.exists(), "a refused search left a folder"
         assert everything(tiny.csv_path.parent) == before
-        return said
+        return message
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -88,8 +88,8 @@ def test_csv_ragged(tiny: Tiny, refused: Refusal, line: str) -> None:
 
 def test_ids_repeated(tiny: Tiny, refused: Refusal) -> None:
     tiny.change(7, "id", tiny.lines()[1].split(",")[0])
-    assert "line 9 (id 1000000000000000" in (said := refused(tiny))
-    assert "is in line 2 already" in said
+    assert "line 9 (id 1000000000000000" in (message := refused(tiny))
+    assert "is in line 2 already" in message
 
 
 # The images
@@ -97,8 +97,8 @@ def test_ids_repeated(tiny: Tiny, refused: Refusal) -> None:
 
 def test_image_missing(tiny: Tiny, refused: Refusal) -> None:
     tiny.image(3).unlink()
-    assert "line 5 (id" in (said := refused(tiny))
-    assert "no image" in said and "on_bad_row=skip" in said
+    assert "line 5 (id" in (message := refused(tiny))
+    assert "no image" in message and "on_bad_row=skip" in message
 
 
 def test_image_folder_missing(tiny: Tiny, refused: Refusal) -> None:
@@ -109,17 +109,19 @@ def test_image_folder_missing(tiny: Tiny, refused: Refusal) -> None:
     ("content", "said"),
     [(b"", "is empty"), (b"<html>", "is no JPEG or PNG"), (None, "is truncated, damaged")],
 )
-def test_image_unreadable(tiny: Tiny, refused: Refusal, content: bytes | None, said: str) -> None:
+def test_image_unreadable(
+    tiny: Tiny, refused: Refusal, content: bytes | None, message: str
+) -> None:
     whole = tiny.image(3).read_bytes()
     tiny.image(3).write_bytes(whole[: len(whole) // 2] if content is None else content)
-    assert f"{tiny.image(3).name} {said}" in (told := refused(tiny))
-    assert "line 5 (id" in told
+    assert f"{tiny.image(3).name} {message}" in (text := refused(tiny))
+    assert "line 5 (id" in text
 
 
 def test_image_of_a_huge_declared_size(
     tiny: Tiny, refused: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("space_warps.images.MAX_PIXELS", 400)
+    monkeypatch.setattr("space_warps.data.images.MAX_PIXELS", 400)
     Image.new("L", (30, 30)).save(tiny.image(3))
     assert "declares 30x30 pixels" in refused(tiny)
 
@@ -127,8 +129,8 @@ def test_image_of_a_huge_declared_size(
 def test_image_of_another_shape(tiny: Tiny, refused: Refusal, tmp_path: Path) -> None:
     Image.new("L", (10, 14)).save(tiny.image(3))
     assert "10x14 pixels, most are 12x12; image_size=12 would resize all" in refused(tiny)
-    words = [*tiny.words(), f"run.dir={tmp_path / 'resized'}", *QUICK, "data.image_size=12"]
-    assert main(["search", *words]) == 0
+    args = [*tiny.words(), f"run.dir={tmp_path / 'resized'}", *QUICK, "data.image_size=12"]
+    assert main(["search", *args]) == 0
 
 
 # The values
@@ -136,8 +138,8 @@ def test_image_of_another_shape(tiny: Tiny, refused: Refusal, tmp_path: Path) ->
 
 def test_class_missing(tiny: Tiny, refused: Refusal) -> None:
     tiny.change(4, "class", "")
-    assert "line 6 (id" in (said := refused(tiny))
-    assert "class is empty" in said
+    assert "line 6 (id" in (message := refused(tiny))
+    assert "class is empty" in message
 
 
 def test_one_class_only(tiny: Tiny, refused: Refusal) -> None:
@@ -154,8 +156,8 @@ def test_a_class_with_one_row(tiny: Tiny, refused: Refusal) -> None:
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "far"])
 def test_feature_not_a_number(tiny: Tiny, refused: Refusal, value: str) -> None:
     tiny.change(2, "z", value)
-    assert f"z is {value!r}, not a finite number" in (said := refused(tiny))
-    assert "line 4 (id" in said
+    assert f"z is {value!r}, not a finite number" in (message := refused(tiny))
+    assert "line 4 (id" in message
 
 
 @pytest.mark.parametrize(
@@ -185,9 +187,9 @@ def test_share_out_of_range(tiny: Tiny, refused: Refusal, key: str, value: str) 
 @pytest.mark.parametrize(
     "words", ["data.train_ratio=1", "data.train_ratio=0.999", "data.fraction=0.01"]
 )
-def test_split_with_an_empty_side(tiny: Tiny, refused: Refusal, words: str) -> None:
-    said = refused(tiny, words)
-    assert "no validation row" in said or "at least one of each of the 3 classes" in said
+def test_split_with_an_empty_side(tiny: Tiny, refused: Refusal, args: str) -> None:
+    message = refused(tiny, args)
+    assert "no validation row" in message or "at least one of each of the 3 classes" in message
 
 
 def test_unknown_key(tiny: Tiny, refused: Refusal) -> None:
@@ -219,19 +221,19 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
     ],
 )
 def test_a_recipe_that_cannot_be_followed(
-    tiny: Tiny, refused: Refusal, word: str, said: str
+    tiny: Tiny, refused: Refusal, word: str, message: str
 ) -> None:
-    assert said in refused(tiny, word)
+    assert message in refused(tiny, word)
 
 
 @pytest.mark.parametrize(("size", "words"), [(1, []), (2, []), (1, ["search.plain=true"])])
 def test_images_too_small_for_a_block(
-    make_tiny: Callable[..., Tiny], refused: Refusal, size: int, words: list[str]
+    make_tiny: Callable[..., Tiny], refused: Refusal, size: int, args: list[str]
 ) -> None:
     small = make_tiny(size=size)
-    pool = 2 if words else 3
-    said = f"{size}x{size} pixels is too small for another block that pools {pool}x{pool};"
-    assert said in refused(small, *words)
+    pool = 2 if args else 3
+    message = f"{size}x{size} pixels is too small for another block that pools {pool}x{pool};"
+    assert message in refused(small, *args)
 
 
 def test_device_not_there(tiny: Tiny, refused: Refusal) -> None:
@@ -251,8 +253,8 @@ def test_a_class_too_rare_for_the_fraction(
     for row in range(2, 90, 3):
         if row > 5:
             tiny.change(row, "class", "QSO")
-    said = refused(tiny, "data.fraction=0.5", "data.train_ratio=0.7")
-    assert "each of the 3 classes on both sides" in said
+    message = refused(tiny, "data.fraction=0.5", "data.train_ratio=0.7")
+    assert "each of the 3 classes on both sides" in message
 
 
 def test_features_named_twice(tiny: Tiny, refused: Refusal) -> None:
@@ -299,20 +301,20 @@ def test_disk_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fifth file of tensors does not fit: one line, everything before it stays, and goes on."""
-    asked: list[Path] = []
+    requested: list[Path] = []
 
     def full(path: Path, data: bytes) -> str:
-        asked.append(path)
-        if len([p for p in asked if p.suffix == ".safetensors"]) == 5:
+        requested.append(path)
+        if len([p for p in requested if p.suffix == ".safetensors"]) == 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return write_atomic(path, data)
 
-    monkeypatch.setattr("space_warps.files.write_atomic", full)
+    monkeypatch.setattr("space_warps.runs.artifacts.write_atomic", full)
     run = tmp_path / "run"
-    words = [*tiny.words(), f"run.dir={run}", *QUICK[1:], "search.max_layers=2"]
-    assert main(["search", *words]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "No space left on device" in said and ".safetensors" in said
+    args = [*tiny.words(), f"run.dir={run}", *QUICK[1:], "search.max_layers=2"]
+    assert main(["search", *args]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in message and ".safetensors" in message
     assert len(read_history(run).steps) == 1
     assert not list(run.rglob("*.part"))
     monkeypatch.undo()
@@ -329,14 +331,14 @@ def test_bad_rows_can_be_skipped_with_a_count(
     tiny.image(4).write_bytes(b"")
     tiny.change(7, "z", "nan")
     tiny.change(8, "class", "")
-    words = [*tiny.words(), f"run.dir={tmp_path / 'run'}", *QUICK, "data.on_bad_row=skip"]
-    assert main(["search", *words]) == 0
+    args = [*tiny.words(), f"run.dir={tmp_path / 'run'}", *QUICK, "data.on_bad_row=skip"]
+    assert main(["search", *args]) == 0
     assert "4 rows skipped" in capsys.readouterr().out
 
 
 def test_no_traceback_from_the_shell(tiny: Tiny) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "space_warps.cli", "search", *tiny.words(), "data.fraction=2"],
+        [sys.executable, "-m", "space_warps.cli.main", "search", *tiny.words(), "data.fraction=2"],
         capture_output=True,
         text=True,
         cwd=tiny.csv_path.parent,

@@ -14,20 +14,20 @@ import pytest
 from conftest import ROOT, Tiny
 from omegaconf import OmegaConf
 from PIL import Image
+from space_warps.cli.config import read_config, to_config
+from space_warps.cli.main import main
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.models.saved_model import load_model
+from space_warps.runs.environment import describe_environment
+from space_warps.runs.folder import RunFolder
+from space_warps.runs.state import read_history
+from space_warps.search.config import PLAIN_PRESET, FinalConfig, SearchConfig
+from space_warps.search.events import CandidateEnded, Event
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
+from space_warps.training.loop import evaluate
 
-from space_warps.cli import main
-from space_warps.config import read_config, to_config
 from space_warps.core import from_json, sha256_file
-from space_warps.environment import describe_environment
-from space_warps.events import CandidateEnded, Event
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.record import read_history
-from space_warps.runner import LocalRunner
-from space_warps.runs import RunFolder
-from space_warps.search import search
-from space_warps.settings import PLAIN, FinalConfig, SearchConfig
-from space_warps.snapshot import load_snapshot
-from space_warps.train import evaluate
 
 FILES = {
     ".lock",
@@ -78,27 +78,27 @@ def run_search(tiny: Tiny, run: Path, *words: str) -> dict:
 
 def weights_in(run: Path) -> list[str]:
     """Which networks are kept in a run's folders."""
-    found = [path for path in run.glob("*/*.safetensors") if ".scores" not in path.name]
-    return sorted(str(path.relative_to(run).with_suffix("")) for path in found)
+    result = [path for path in run.glob("*/*.safetensors") if ".scores" not in path.name]
+    return sorted(str(path.relative_to(run).with_suffix("")) for path in result)
 
 
 @pytest.mark.parametrize("words", [[], ["search.final.enabled=false"]])
 def test_a_run_leaves_its_files_and_keys(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str]
 ) -> None:
-    summary = run_search(tiny, tmp_path / "run", *words)
+    summary = run_search(tiny, tmp_path / "run", *args)
     assert capsys.readouterr().err == "", "bars are for terminals"
     assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} == FILES
     assert set(KEYS) <= set(summary)
     history = read_history(tmp_path / "run")
-    taken = [step.taken for step in history.steps if step.taken is not None]
-    kept = {outcome.candidate.name for outcome in (*taken, history.final)}
+    taken = [step.selected for step in history.steps if step.selected is not None]
+    kept = {result.candidate.name for result in (*taken, history.final_result)}
     kept |= {point["name"] for point in summary["pareto"]}
     assert weights_in(tmp_path / "run") == sorted(kept)
-    assert any(name.startswith("finish/") for name in kept) == (not words)
-    assert (summary["finish"] is None) == bool(words)
+    assert any(name.startswith("finish/") for name in kept) == (not args)
+    assert (summary["finish"] is None) == bool(args)
     assert [step["decision"] for step in summary["steps"]] == [
-        step.decision.kind for step in history.steps
+        step.decision.action for step in history.steps
     ]
     assert [len(step["candidates"]) for step in summary["steps"]] == [2] * len(history.steps)
     layer = summary["architecture"][0]
@@ -129,13 +129,13 @@ def test_the_network_is_trained_in_full_and_repeats(
     finish = one["finish"]
     trainings = finish["trainings"]
     assert finish["kept"] in ("continued", "scratch")
-    assert [each["role"] for each in trainings] == ["continued"] + ["scratch"] * num_seeds
-    assert len({each["seed"] for each in trainings}) == num_seeds + 1
-    assert {each["epochs"] for each in trainings} == {2}
+    assert [item["role"] for item in trainings] == ["continued"] + ["scratch"] * num_seeds
+    assert len({item["seed"] for item in trainings}) == num_seeds + 1
+    assert {item["epochs"] for item in trainings} == {2}
     assert all(
-        (each["inherited_epochs"] > 0) == (each["role"] == "continued") for each in trainings
+        (item["inherited_epochs"] > 0) == (item["role"] == "continued") for item in trainings
     )
-    kept = min(trainings, key=lambda each: each["val_log_loss"])
+    kept = min(trainings, key=lambda item: item["val_log_loss"])
     assert finish["kept"] == kept["role"]
     assert one["final_val_log_loss"] == kept["val_log_loss"]
     assert one["final_val_accuracy"] == kept["val_accuracy"]
@@ -143,26 +143,26 @@ def test_the_network_is_trained_in_full_and_repeats(
 
 def test_the_plain_rule_is_run_and_recorded(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [*tiny.words(), f"run.dir={run}", "search.plain=true", "search.max_layers=2"]
-    assert main(["search", *words, "search.k_candidates=[4]", "search.device=cpu"]) == 0
+    args = [*tiny.words(), f"run.dir={run}", "search.plain=true", "search.max_layers=2"]
+    assert main(["search", *args, "search.k_candidates=[4]", "search.device=cpu"]) == 0
     recorded = OmegaConf.to_container(OmegaConf.load(run / "config.yaml").search)
     assert recorded["selection"]["metric"] == "accuracy"
     assert recorded.pop("plain") is True and recorded.pop("device") == "cpu"
     assert (recorded.pop("precision"), recorded.pop("workers")) == ("auto", 1)
     assert recorded.pop("capture") is False
     history = read_history(run)
-    asked = replace(PLAIN, max_layers=2, k_candidates=(4,))
-    assert history.config == asked == from_json(recorded, SearchConfig)
-    assert history.finish is None
+    requested = replace(PLAIN_PRESET, max_layers=2, k_candidates=(4,))
+    assert history.config == requested == from_json(recorded, SearchConfig)
+    assert history.final_training is None
     assert json.loads((run / "progressive_summary.json").read_text())["finish"] is None
-    assert not any(step.decision.kind == "hold" for step in history.steps)
-    grew = [outcome.val_acc for outcome in history.accepted]
+    assert not any(step.decision.action == "hold" for step in history.steps)
+    grew = [result.val_acc for result in history.accepted]
     assert grew == sorted(set(grew)), "the accuracy grows at each accepted depth"
 
 
 def test_a_key_beside_the_plain_rule_counts() -> None:
-    for words in (["search.plain=true", "search.lr=0.5"], ["search.lr=0.5", "search.plain=true"]):
-        keys = to_config(read_config(words)).search
+    for args in (["search.plain=true", "search.lr=0.5"], ["search.lr=0.5", "search.plain=true"]):
+        keys = to_config(read_config(args)).search
         assert (keys.lr, keys.selection.metric) == (0.5, "accuracy")
     assert to_config(read_config(["search.plain=false"])).search.selection.metric == "loss"
 
@@ -170,16 +170,16 @@ def test_a_key_beside_the_plain_rule_counts() -> None:
 @pytest.mark.parametrize("words", [[], ["search.final.enabled=false"], ["search.plain=true"]])
 @pytest.mark.parametrize("features", ["[]", "[z]", "[z,z_err]"])
 def test_the_loaded_model_has_the_reported_accuracy(
-    tiny: Tiny, tmp_path: Path, features: str, words: list[str]
+    tiny: Tiny, tmp_path: Path, features: str, args: list[str]
 ) -> None:
-    summary = run_search(tiny, tmp_path / "run", f"data.features={features}", *words)
-    snapshot = load_snapshot(tmp_path / "run")
+    summary = run_search(tiny, tmp_path / "run", f"data.features={features}", *args)
+    saved_model = load_model(tmp_path / "run")
     _, val_loader = create_train_val_dataloaders(
-        *tiny, train_ratio=0.7, features=snapshot.architecture.feature_names
+        *tiny, train_ratio=0.7, features=saved_model.architecture.feature_names
     )
-    assert list(snapshot.architecture.feature_names) == summary["features"]
-    assert snapshot.architecture.symmetric == (not words)
-    measured = evaluate(snapshot.model(), val_loader)
+    assert list(saved_model.architecture.feature_names) == summary["features"]
+    assert saved_model.architecture.tta == (not args)
+    measured = evaluate(saved_model.build(), val_loader)
     assert measured.accuracy == summary["final_val_accuracy"]
     assert measured.loss == pytest.approx(summary["final_val_log_loss"], rel=1e-5)
     assert read_history(tmp_path / "run").sha256 == summary["history_sha256"]
@@ -191,10 +191,10 @@ def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> 
     for row in range(60):  # the images tell nothing
         noise = rng.integers(0, 256, (12, 12), dtype=np.uint8)
         Image.fromarray(noise).save(tiny.image(row))
-    words = ("search.epochs_per_eval=40", "search.max_layers=1", "search.lr=0.01")
-    words = (*words, "search.final.epochs=40")
-    assert run_search(tiny, tmp_path / "with", *words)["final_val_accuracy"] > 0.9
-    without = run_search(tiny, tmp_path / "without", *words, "data.features=[]")
+    args = ("search.epochs_per_eval=40", "search.max_layers=1", "search.lr=0.01")
+    args = (*args, "search.final.epochs=40")
+    assert run_search(tiny, tmp_path / "with", *args)["final_val_accuracy"] > 0.9
+    without = run_search(tiny, tmp_path / "without", *args, "data.features=[]")
     assert without["final_val_accuracy"] < 0.8
 
 
@@ -211,12 +211,12 @@ def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> 
     ],
 )
 def test_a_search_stopped_by_a_signal_keeps_what_it_has(
-    tiny: Tiny, tmp_path: Path, words: list[str], event: bytes, stopped: str, kept: list[str]
+    tiny: Tiny, tmp_path: Path, args: list[str], event: bytes, stopped: str, kept: list[str]
 ) -> None:
     run = tmp_path / "run"
-    words = [*tiny.words(), f"run.dir={run}", *QUICK, *words]
+    args = [*tiny.words(), f"run.dir={run}", *QUICK, *args]
     searching = subprocess.Popen(
-        [sys.executable, "-m", "space_warps.cli", "search", *words],
+        [sys.executable, "-m", "space_warps.cli.main", "search", *args],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -229,34 +229,34 @@ def test_a_search_stopped_by_a_signal_keeps_what_it_has(
     searching.communicate(timeout=60)
     assert searching.returncode == 128 + signal.SIGTERM
     history = read_history(run)
-    assert history.stopped == stopped and history.finish is None
+    assert history.stop_reason == stopped and history.final_training is None
     assert {path.name for path in run.iterdir() if path.is_file()} == FILES - {"latency.png"}
     summary = json.loads((run / "progressive_summary.json").read_text())
     front = {point["name"] for point in summary["pareto"]}
     assert set(weights_in(run)) == {*kept, *front}, "weights that nobody decided on"
-    assert load_snapshot(run).model().num_layers == len(history.accepted) == len(kept)
+    assert load_model(run).build().num_layers == len(history.accepted) == len(kept)
 
 
 def test_a_stop_between_the_trainings_in_full_leaves_the_grown_network(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    run, told = tmp_path / "run", []
+    run, text = tmp_path / "run", []
 
     def listen(event: Event) -> None:
-        if isinstance(event, CandidateEnded) and event.outcome.candidate.role == "continued":
+        if isinstance(event, CandidateEnded) and event.result.candidate.role == "continued":
             assert "finish/continued_00" in weights_in(run)
-            told.append(event)
+            text.append(event)
 
     runner = LocalRunner(*create_train_val_dataloaders(*tiny, train_ratio=0.7), device="cpu")
     config = SearchConfig(
         max_layers=1, k_candidates=(4,), epochs_per_eval=1, final=FinalConfig(epochs=1)
     )
     keep = RunFolder(run, describe_environment(tiny.csv_path, "cpu"))
-    _, history = search(config, runner, observers=[keep, listen], should_stop=lambda: bool(told))
-    assert told and history.finish is None and history.final is history.accepted[-1]
+    _, history = search(config, runner, observers=[keep, listen], should_stop=lambda: bool(text))
+    assert text and history.final_training is None and history.final_result is history.accepted[-1]
     assert weights_in(run) == ["finish/continued_00", "step_01/candidate_00"], "both can be used"
-    measured = evaluate(load_snapshot(run).model(), runner.val_loader)
-    assert measured.accuracy == history.final.val_acc
+    measured = evaluate(load_model(run).build(), runner.val_loader)
+    assert measured.accuracy == history.final_result.val_acc
 
 
 def test_audit_and_report_and_help(
@@ -272,9 +272,9 @@ def test_audit_and_report_and_help(
     assert json.loads((tmp_path / "run/progressive_summary.json").read_text()) == summary
     capsys.readouterr()
     assert main([]) == 0
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for key in ("data.csv_path", "data.img_dir_path", "data.image_size", "search.max_layers"):
-        assert key in said
+        assert key in message
 
 
 def test_the_module_and_the_command_are_the_same() -> None:

@@ -20,22 +20,21 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 from PIL import Image
-
-from space_warps.commands import make_runner
-from space_warps.config import read_run_config
-from space_warps.inputs import catalogue_paths, read_rows
-from space_warps.record import read_history, read_record
-from space_warps.repeat import repeat
-from space_warps.search import search
-from space_warps.simulate import sample_catalogue
-from space_warps.workplace import latest_run
+from space_warps.cli.commands import make_runner
+from space_warps.cli.config import read_run_config
+from space_warps.cli.datasets import catalogue_paths, read_loaders
+from space_warps.dashboard.controller import latest_run
+from space_warps.data.simulate import sample_catalogue
+from space_warps.runs.repeat import repeat_decisions
+from space_warps.runs.state import read_history, read_run_state
+from space_warps.search.search import search
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs/dashboard.ipynb"
 PICTURES = Path(os.environ.get("SCREENSHOTS", NOTEBOOK.parent.parent / "results/screenshots"))
 WAIT = 120_000  # milliseconds; a busy machine is slow to start a kernel
 SETTINGS = """\
 from space_warps import FinalConfig, SearchConfig, SelectionConfig
-from space_warps.config import ComputeConfig, Config, DataConfig
+from space_warps.cli.config import ComputeConfig, Config, DataConfig
 settings = SearchConfig({keys}, final=FinalConfig(epochs=4))
 compute = ComputeConfig(device="cpu")
 config = Config(data=DataConfig(fraction={fraction}), search=settings, compute=compute)
@@ -89,13 +88,13 @@ def served(command: list[str], folder: Path, is_up: str) -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    places = {name: str(folder / name) for name in ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
-    env = {**os.environ, **places, "JUPYTER_CONFIG_DIR": str(folder)}
+    indices = {name: str(folder / name) for name in ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    env = {**os.environ, **indices, "JUPYTER_CONFIG_DIR": str(folder)}
     log = folder / "log"
     with log.open("w") as file:
-        words = [word.format(port=port) for word in command]
+        args = [word.format(port=port) for word in command]
         process = subprocess.Popen(
-            [sys.executable, "-m", *words], stdout=file, stderr=file, env=env, cwd=folder
+            [sys.executable, "-m", *args], stdout=file, stderr=file, env=env, cwd=folder
         )
         try:
             for _ in range(300):
@@ -158,8 +157,8 @@ class Shown:
 
     def open(self) -> None:
         """Load the page, and wait until its kernel is there."""
-        place = f"lab/workspaces/{self.name}/tree/{self.name}.ipynb"  # of its own: no other tabs
-        self.page.goto(f"{self.lab.url}/{place}?token={self.lab.token}")
+        index = f"lab/workspaces/{self.name}/tree/{self.name}.ipynb"  # of its own: no other tabs
+        self.page.goto(f"{self.lab.url}/{index}?token={self.lab.token}")
         self.page.locator(".jp-Notebook").wait_for()
         self.expect(self.bar).to_contain_text("| Idle")
 
@@ -217,8 +216,8 @@ class Shown:
     def is_wider_than_the_window(self) -> bool:
         """Whether something has to be scrolled sideways."""
         measured = "e => e.scrollWidth > e.clientWidth + 1"
-        places = (".sw-dashboard", ".jp-WindowedPanel-outer", ".jp-OutputArea-output")
-        return any(self.page.locator(p).first.evaluate(measured) for p in places)
+        indices = (".sw-dashboard", ".jp-WindowedPanel-outer", ".jp-OutputArea-output")
+        return any(self.page.locator(p).first.evaluate(measured) for p in indices)
 
 
 @pytest.fixture
@@ -239,12 +238,12 @@ def show(browser: Any, lab: Lab) -> Iterator[Callable[..., Shown]]:
 def headless(folder: Path) -> str:
     """The hash of the network that the same settings and decisions give without a dashboard."""
     config = read_run_config(folder)
-    loaders = read_rows(config, *catalogue_paths(config.data))
+    loaders = read_loaders(config, *catalogue_paths(config.data))
     runner = make_runner(config, loaders)
-    said = read_record(folder).decisions
-    _, history = search(config.search, runner, steer=repeat(said))
-    assert history.final is not None
-    return history.final.weights_sha256
+    message = read_run_state(folder).decisions
+    _, history = search(config.search, runner, decide_step=repeat_decisions(message))
+    assert history.final_result is not None
+    return history.final_result.weights_sha256
 
 
 def run_of(runs: Path) -> Path:
@@ -310,7 +309,7 @@ def test_a_network_is_grown_by_hand(lab: Lab, show: Callable[..., Shown]) -> Non
     shown.press("Finish")
     shown.says("at its end: growing was ended at step 2")
 
-    record = read_record(run_of(runs))
+    record = read_run_state(run_of(runs))
     assert record.model_sha256 == headless(run_of(runs))
     assert record.history is not None and record.history.branch == "wide"
 
@@ -369,12 +368,12 @@ def test_pause_reload_restart(lab: Lab, show: Callable[..., Shown]) -> None:
     shown.expect(shown.bar).to_contain_text("| Idle")
     shown.run_all()
     shown.says("resting at step")
-    assert not read_record(run_of(runs)).is_complete
+    assert not read_run_state(run_of(runs)).is_complete
     assert (run_of(runs) / "events.jsonl").stat().st_size >= before > 0
     shown.press("Start")
     shown.says("at its end")
     assert len(list(runs.iterdir())) == 1
-    assert read_record(run_of(runs)).model_sha256 == headless(run_of(runs))
+    assert read_run_state(run_of(runs)).model_sha256 == headless(run_of(runs))
 
 
 def test_wrong_values_and_errors_in_the_dark(lab: Lab, show: Callable[..., Shown]) -> None:
@@ -399,13 +398,13 @@ def test_wrong_values_and_errors_in_the_dark(lab: Lab, show: Callable[..., Shown
     rate = shown.field("learning rate").locator("input")
     rate.fill("-3")
     rate.press("Tab")
-    said = shown.field("learning rate").locator(".sw-error")
-    shown.expect(said).to_contain_text("lr is a learning rate above 0; got -3")
+    message = shown.field("learning rate").locator(".sw-error")
+    shown.expect(message).to_contain_text("lr is a learning rate above 0; got -3")
     shown.press("Start")
     shown.expect(shown.page.locator(".sw-message")).to_contain_text("search.lr is not right yet")
     rate.fill("1e30")
     rate.press("Tab")
-    shown.expect(said).to_have_count(0)
+    shown.expect(message).to_have_count(0)
     shown.press("Start")
     shown.says("all candidates failed at step 1")
     shown.says("the loss became nan")

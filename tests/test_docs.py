@@ -21,11 +21,11 @@ import reference
 import structure
 import torch
 from conftest import Tiny
+from space_warps.cli.config import known_keys
+from space_warps.cli.main import COMMANDS, main
 from test_layers import write_tree
 
 from space_warps import __version__
-from space_warps.cli import COMMANDS, main
-from space_warps.config import known_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "nbs/index.ipynb"
@@ -109,8 +109,8 @@ def test_links_within_the_site_lead_somewhere(site: Path, parsed: dict[Path, Pag
         for link in page.links:
             if re.match(r"[a-z]+:", link):
                 continue
-            place, _, anchor = link.partition("#")
-            target = (path.parent / place).resolve() if place else path
+            index, _, anchor = link.partition("#")
+            target = (path.parent / index).resolve() if index else path
             target = target / "index.html" if target.is_dir() else target
             assert target.is_file(), (path.relative_to(site), link)
             if anchor and target in parsed:
@@ -124,9 +124,9 @@ def test_nothing_is_loaded_from_elsewhere(parsed: dict[Path, Page]) -> None:
 
 def test_references_carry_comments_types_and_source(site: Path) -> None:
     text = (site / "api/search/search.html").read_text(encoding="utf-8")
-    said = re.sub(r"<[^>]+>", "", text)
-    assert "Largest number of blocks" in said
-    assert "tuple[ProgressiveModel, SearchHistory]" in said
+    message = re.sub(r"<[^>]+>", "", text)
+    assert "Largest number of blocks" in message
+    assert "tuple[ProgressiveModel, SearchHistory]" in message
     assert re.search(r'href="[^"]*history\.html#space_warps\.history\.SearchHistory"', text)
     assert re.search(r"https://github\.com/[^\"]*/space_warps/search\.py#L\d+-L\d+", text)
 
@@ -150,11 +150,11 @@ def test_names_in_sub_packages_are_resolved(tmp_path: Path) -> None:
     write_tree(tmp_path, tree)
     modules = reference.read_package(tmp_path)
     assert modules["sky.lists"].imported["InputError"] == "space_warps.core.InputError"
-    assert modules["sky.photos"].imported["read_list"] == "space_warps.sky.lists.read"
+    assert modules["sky.photos"].imported["read_list"] == "space_warps.data.sky.lists.read"
     names = reference.all_names(modules)
-    for name in ("read", "sky.read", "space_warps.sky.read", "sky.lists.read"):
-        assert names[name] == "space_warps.sky.lists.read", name
-    assert reference.lines_of(modules, "space_warps.sky.lists", "read") == (4, 4)
+    for name in ("read", "sky.read", "space_warps.data.sky.read", "sky.lists.read"):
+        assert names[name] == "space_warps.data.sky.lists.read", name
+    assert reference.lines_of(modules, "space_warps.data.sky.lists", "read") == (4, 4)
 
 
 def test_a_picture_without_text_is_refused() -> None:
@@ -190,12 +190,16 @@ def test_pages_open_on_a_phone_without_an_error(
 ) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 800})
     wrong: list[str] = []
-    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    page.on(
+        "console", lambda message: wrong.append(message.text) if message.type == "error" else None
+    )
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("requestfailed", lambda asked: wrong.extend(failure_of(asked)))
+    page.on("requestfailed", lambda requested: wrong.extend(failure_of(requested)))
     page.on(
         "request",
-        lambda asked: None if asked.url.startswith((address, "data:")) else wrong.append(asked.url),
+        lambda requested: (
+            None if requested.url.startswith((address, "data:")) else wrong.append(requested.url)
+        ),
     )
     for path in parsed:
         response = page.goto(f"{address}/{path.relative_to(site).as_posix()}")
@@ -205,9 +209,9 @@ def test_pages_open_on_a_phone_without_an_error(
     page.close()
 
 
-def failure_of(asked: Any) -> list[str]:
+def failure_of(requested: Any) -> list[str]:
     """Why a request failed, unless by going to the next page."""
-    return [] if "ERR_ABORTED" in asked.failure else [f"{asked.url}: {asked.failure}"]
+    return [] if "ERR_ABORTED" in requested.failure else [f"{requested.url}: {requested.failure}"]
 
 
 def test_search_finds_a_page(browser: Any, address: str) -> None:
@@ -261,12 +265,12 @@ def readme_blocks(language: str = "") -> list[str]:
 def test_commands_of_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"(?m)^([a-z]+):", makefile)
-    found = commands("\n".join(readme_blocks()))
-    assert len(found) > 6
+    result = commands("\n".join(readme_blocks()))
+    assert len(result) > 6
     assert len(commands(makefile)) == 1  # make demo
-    for program, command, *words in [*found, *commands(makefile)]:
+    for program, command, *args in [*result, *commands(makefile)]:
         assert command in (targets if program == "make" else COMMANDS), command
-        assert {word.split("=")[0] for word in words} <= set(known_keys()), words
+        assert {word.split("=")[0] for word in args} <= set(known_keys()), args
 
 
 def test_commands_of_readme_run(
@@ -281,14 +285,14 @@ def test_commands_of_readme_run(
     short = ["search.max_layers=2", "search.epochs_per_eval=1", "search.final.epochs=2"]
     short += ["search.device=cpu", "search.k_candidates=[4,8]"]
     extra = {"search": short, "evaluate": ["evaluate.epochs=1", "evaluate.resnet_epochs=0"]}
-    for program, command, *words in commands("\n".join(readme_blocks())):
+    for program, command, *args in commands("\n".join(readme_blocks())):
         if program == "make":
             continue
         has_begun = command == "search" and Path("results/mine").exists()
-        if has_begun and "run.resume=true" not in words:
+        if has_begun and "run.resume=true" not in args:
             continue  # README begins anew there and kills it; here the first run is gone on with
         more = [] if has_begun else extra.get(command, [])
-        assert main([command, *words, *more]) == 0, (command, words)
+        assert main([command, *args, *more]) == 0, (command, args)
     assert Path("other.json").is_file()
     names = {"images": torch.rand(5, 1, 12, 12), "features": torch.rand(5, 2)}
     exec(next(code for code in readme_blocks("python") if "load_snapshot" in code), names)

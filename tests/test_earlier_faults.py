@@ -9,27 +9,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import Catalogue, Tiny
-
-from space_warps.augment import STRONG_AUGMENT, Augment
-from space_warps.blocks import BlockSpec
-from space_warps.depth import propose
-from space_warps.events import CandidateEnded, Event, SearchEnded
-from space_warps.history import SearchHistory
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.model import ProgressiveModel
-from space_warps.plan import TrainPlan
-from space_warps.runner import Grown, LocalRunner, first_weights
-from space_warps.search import progressive_architecture_search, search
-from space_warps.settings import (
-    PLAIN,
+from space_warps.data.augment import STRONG_AUGMENT, Augment
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.models.blocks import BlockSpec
+from space_warps.models.model import ProgressiveModel
+from space_warps.models.saved_model import SavedModel, clone_state_dict
+from space_warps.search.config import (
+    PLAIN_PRESET,
     FinalConfig,
     SearchConfig,
     SelectionConfig,
     TrainingConfig,
     with_overrides,
 )
-from space_warps.snapshot import Snapshot, clone_weights
-from space_warps.train import evaluate, train
+from space_warps.search.events import CandidateEnded, Event, SearchEnded
+from space_warps.search.history import SearchHistory
+from space_warps.search.runner import LocalRunner, TrainedCandidate, init_model
+from space_warps.search.search import progressive_architecture_search, search
+from space_warps.search.step import propose_candidates
+from space_warps.training.config import TrainConfig
+from space_warps.training.loop import evaluate, train
 
 ASKED: dict[str, Any] = {
     "max_layers": 3,
@@ -38,7 +37,7 @@ ASKED: dict[str, Any] = {
     "lr": 0.02,
 }
 QUICK = SearchConfig(**ASKED, final=FinalConfig(epochs=2))
-GREEDY = replace(PLAIN, **ASKED)
+GREEDY = replace(PLAIN_PRESET, **ASKED)
 UNFINISHED = with_overrides(QUICK, {"final.enabled": False})
 
 
@@ -55,17 +54,17 @@ class Graded:
 
     def __init__(self, runner: LocalRunner, marks: dict[int, tuple[float, float]]) -> None:
         self.runner, self.marks = runner, marks
-        self.empty, self.val_rows, self.device = runner.empty, runner.val_rows, runner.device
+        self.empty, self.val_rows, self.device = runner.base_model, runner.val_rows, runner.device
         self.num_train, self.num_val = runner.num_train, runner.num_val
 
-    def run(self, *asked: Any) -> Iterator[Grown]:
-        for grown in self.runner.run(*asked):
-            outcome = grown.outcome
-            assert outcome is not None
-            mark = self.marks.get(outcome.candidate.depth)
-            if mark is not None and outcome.candidate.role == "candidate":
-                outcome = replace(outcome, val_acc=mark[0], val_loss=mark[1])
-            yield replace(grown, outcome=outcome)
+    def run(self, *asked: Any) -> Iterator[TrainedCandidate]:
+        for trained in self.runner.train(*asked):
+            result = trained.result
+            assert result is not None
+            mark = self.marks.get(result.candidate.step)
+            if mark is not None and result.candidate.role == "candidate":
+                result = replace(result, val_acc=mark[0], val_loss=mark[1])
+            yield replace(trained, result=result)
 
 
 GOOD, FAIR, BAD = (1.0, 1e-6), (0.5, 1.0), (0.0, 9.0)  # accuracy, log-loss
@@ -74,16 +73,16 @@ GOOD, FAIR, BAD = (1.0, 1e-6), (0.5, 1.0), (0.0, 9.0)  # accuracy, log-loss
 @pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
 def test_best_weights_are_no_alias_of_live_ones(runner: LocalRunner, schedule: str) -> None:
     """Whatever becomes of the network after the epoch that counts, its weights stay as they were."""
-    model = runner.empty.model()
+    model = runner.base_model.build()
     model.grow(BlockSpec(k=4))
-    plan = TrainPlan(epochs=4, lr=0.5, schedule=schedule)
+    plan = TrainConfig(epochs=4, lr=0.5, schedule=schedule)
     result = train(model, runner.train_loader, runner.val_loader, plan)
     live = model.state_dict()
-    assert all(result.weights[n].data_ptr() != live[n].data_ptr() for n in live)
+    assert all(result.state_dict[n].data_ptr() != live[n].data_ptr() for n in live)
     for tensor in live.values():
         tensor.zero_()
-    assert any(tensor.any() for tensor in result.weights.values())
-    model.load_state_dict(result.weights)
+    assert any(tensor.any() for tensor in result.state_dict.values())
+    model.load_state_dict(result.state_dict)
     assert evaluate(model, runner.val_loader).accuracy == result.best.val_acc
 
 
@@ -103,14 +102,14 @@ def test_the_kept_epoch_is_the_best_by_what_the_search_compares(
     )
     _, history = search(config, runner)
     differs = []
-    for outcome in (each for step in history.steps for each in step.trained):
-        losses = [record.val_loss for record in outcome.epochs]
-        accuracies = [record.val_acc for record in outcome.epochs]
+    for result in (item for step in history.steps for item in step.trained):
+        losses = [record.val_loss for record in result.epochs]
+        accuracies = [record.val_acc for record in result.epochs]
         best = {
             "loss": 1 + losses.index(min(losses)),
             "accuracy": 1 + accuracies.index(max(accuracies)),
         }
-        assert outcome.best_epoch == best[compare]
+        assert result.best_epoch == best[compare]
         differs.append(best["loss"] != best["accuracy"])
     assert any(differs)
 
@@ -135,8 +134,8 @@ def test_a_block_that_brought_no_gain_is_not_in_the_model(
 ) -> None:
     """Neither one that was rejected nor one that was held and did not pay later."""
     model, history = search(config, Graded(runner, {1: FAIR, **marks}))
-    assert [step.decision.kind for step in history.steps] == kinds
-    assert [step.taken is None for step in history.steps] == [kind == "reject" for kind in kinds]
+    assert [step.decision.action for step in history.steps] == kinds
+    assert [step.selected is None for step in history.steps] == [kind == "reject" for kind in kinds]
     assert model.num_layers == len(history.accepted) == num_layers
     assert model.architecture.blocks == history.accepted[-1].candidate.blocks
     assert model.head.in_features == 3 * model.architecture.blocks[-1].k + 32
@@ -145,30 +144,32 @@ def test_a_block_that_brought_no_gain_is_not_in_the_model(
 def test_each_accepted_block_of_the_plain_rule_raises_the_accuracy(runner: LocalRunner) -> None:
     half = {1: (0.5, 9.0), 2: (0.75, 9.0), 3: (0.75, 1e-6)}  # at depth 3 only the loss is better
     _, history = search(GREEDY, Graded(runner, half))
-    assert [outcome.val_acc for outcome in history.accepted] == [0.5, 0.75]
-    assert [step.decision.kind for step in history.steps] == ["accept", "accept", "reject"]
+    assert [result.val_acc for result in history.accepted] == [0.5, 0.75]
+    assert [step.decision.action for step in history.steps] == ["accept", "accept", "reject"]
     _, history = search(UNFINISHED, Graded(runner, half))
-    assert history.steps[2].decision.kind == "accept", "by loss it would have paid"
+    assert history.steps[2].decision.action == "accept", "by loss it would have paid"
 
 
 @pytest.mark.parametrize("config", [QUICK, UNFINISHED, GREEDY])
 def test_accepted_blocks_do_not_drift(runner: LocalRunner, config: SearchConfig) -> None:
     """What was measured when a network was taken is there, bit for bit, at the end."""
-    best: dict[str, Snapshot] = {}
+    best: dict[str, SavedModel] = {}
 
     def keep(event: Event) -> None:
-        if isinstance(event, CandidateEnded) and event.snapshot is not None:
-            best[event.outcome.weights_sha256] = event.snapshot
+        if isinstance(event, CandidateEnded) and event.saved_model is not None:
+            best[event.result.weights_sha256] = event.saved_model
 
     model, history = search(config, runner, observers=[keep])
-    last = history.final
+    last = history.final_result
     assert last is not None
     assert (
-        (history.finish is not None) == config.final.enabled == (last is not history.accepted[-1])
+        (history.final_training is not None)
+        == config.final.enabled
+        == (last is not history.accepted[-1])
     )
-    measured = best[last.weights_sha256].weights
-    assert all(torch.equal(measured[n], tensor) for n, tensor in clone_weights(model).items())
-    assert model.architecture.symmetric == config.final.enabled
+    measured = best[last.weights_sha256].state_dict
+    assert all(torch.equal(measured[n], tensor) for n, tensor in clone_state_dict(model).items())
+    assert model.architecture.tta == config.final.enabled
     again = evaluate(model, runner.val_loader)
     assert (again.accuracy, again.loss) == (last.val_acc, pytest.approx(last.val_loss, rel=1e-5))
 
@@ -192,22 +193,24 @@ def test_max_layers_is_kept(runner: LocalRunner, max_layers: int) -> None:
     """Although every block pays."""
     model, history = search(replace(QUICK, max_layers=max_layers), Graded(runner, {2: GOOD}))
     assert model.num_layers == len(history.steps) == max_layers
-    assert history.stopped == f"max_layers={max_layers} reached"
+    assert history.stop_reason == f"max_layers={max_layers} reached"
 
 
 def test_the_bias_is_carried_by_the_warm_start(runner: LocalRunner) -> None:
-    begun = SearchHistory(QUICK, runner.empty.architecture, runner.num_train, runner.num_val)
-    narrow = replace(propose(begun, [Grown(runner.empty)])[1], jitter=0.0)
-    model = first_weights(narrow, runner.empty)
+    begun = SearchHistory(QUICK, runner.base_model.architecture, runner.num_train, runner.num_val)
+    narrow = replace(
+        propose_candidates(begun, [TrainedCandidate(runner.base_model)])[1], init_noise=0.0
+    )
+    model = init_model(narrow, runner.base_model)
     with torch.no_grad():
         model.blocks[0].conv.bias.copy_(torch.arange(4.0))
-    trained = Snapshot(model.architecture, clone_weights(model))
-    wide = first_weights(replace(narrow, blocks=(replace(narrow.blocks[0], k=8),)), trained)
+    trained = SavedModel(model.architecture, clone_state_dict(model))
+    wide = init_model(replace(narrow, blocks=(replace(narrow.blocks[0], k=8),)), trained)
     assert wide.blocks[0].conv.bias.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_features_are_used(runner: LocalRunner) -> None:
-    model = runner.empty.model().eval()
+    model = runner.base_model.build().eval()
     images, features = torch.rand(4, 1, 12, 12), torch.rand(4, 2)
     assert not torch.equal(model(images, features), model(images, features + 1))
     model(images, features).sum().backward()
@@ -272,11 +275,11 @@ def test_paths_are_where_the_caller_says(
 @pytest.mark.parametrize("finish_epochs", [0, 2])
 def test_the_reported_accuracy_is_of_the_returned_model(tiny: Tiny, finish_epochs: int) -> None:
     loaders = create_train_val_dataloaders(*tiny, Augment(), train_ratio=0.7)
-    told: list[SearchHistory] = []
+    text: list[SearchHistory] = []
 
     def keep(event: Event) -> None:
         if isinstance(event, SearchEnded):
-            told.append(event.history)
+            text.append(event.history)
 
     model, layers = progressive_architecture_search(
         *loaders,
@@ -288,16 +291,16 @@ def test_the_reported_accuracy_is_of_the_returned_model(tiny: Tiny, finish_epoch
         observers=[keep],
     )
     assert isinstance(model, ProgressiveModel)
-    (history,) = told
-    reported = history.finish.kept if finish_epochs else history.accepted[-1]
-    assert reported is not None and reported is history.final
+    (history,) = text
+    reported = history.final_training.selected if finish_epochs else history.accepted[-1]
+    assert reported is not None and reported is history.final_result
     measured = evaluate(model, loaders[1])
     assert measured.accuracy == reported.val_acc
     assert measured.loss == pytest.approx(reported.val_loss, rel=1e-5)
     assert layers == history.layers()
     assert layers[-1]["num_params"] == reported.num_params == model.num_params
     if not finish_epochs:
-        assert history.finish is None and measured.accuracy == layers[-1]["val_acc"]
+        assert history.final_training is None and measured.accuracy == layers[-1]["val_acc"]
 
 
 def test_a_history_says_what_its_model_is(runner: LocalRunner) -> None:

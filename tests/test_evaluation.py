@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from conftest import Tiny, write_tiny
+from space_warps.cli.main import main
+from space_warps.data.dataset import Space_Galaxi
+from space_warps.data.loaders import split_rows
 
 from space_warps import dataset
-from space_warps.cli import main
-from space_warps.dataset import Space_Galaxi
-from space_warps.loaders import split_rows
 
 QUICK = [
     "search.max_layers=1",
@@ -52,24 +52,24 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Path]:
 
 
 @pytest.fixture
-def refused(grown: tuple[Tiny, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def refused(trained: tuple[Tiny, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path):
     """Evaluate what cannot be evaluated, and give the one line that says why."""
 
-    def evaluate(tiny: Tiny, run: Path = grown[1], *words: str) -> str:
+    def evaluate(tiny: Tiny, run: Path = trained[1], *words: str) -> str:
         out = tmp_path / "figures.json"
         assert main(["evaluate", f"run.dir={run}", *tiny.words(), f"out={out}", *words]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
         assert not out.exists()
-        return said
+        return message
 
     return evaluate
 
 
 def test_the_figures_are_written_where_they_are_asked_for(
-    grown: tuple[Tiny, Path], tmp_path: Path
+    trained: tuple[Tiny, Path], tmp_path: Path
 ) -> None:
-    tiny, run = grown
+    tiny, run = trained
     out = tmp_path / "figures.json"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["evaluate", f"run.dir={run}", *tiny.words(), f"out={out}"]) == 0
@@ -93,9 +93,9 @@ def test_no_row_of_the_share_set_aside_is_trained_on(
     for row in range(skipped):
         tiny.change(7 * row, "z", "nan")
         tiny.image(7 * row + 1).write_bytes(b"")
-    words = [*tiny.words(), "data.test_share=0.2", f"data.features={features}"]
-    words += ["data.on_bad_row=skip", f"run.dir={tmp_path / 'run'}", *QUICK]
-    assert main(["search", *words]) == 0
+    args = [*tiny.words(), "data.test_share=0.2", f"data.features={features}"]
+    args += ["data.on_bad_row=skip", f"run.dir={tmp_path / 'run'}", *QUICK]
+    assert main(["search", *args]) == 0
     tested = ids_in(tmp_path / "run" / "test.csv")
     wanted = [] if features == "[]" else ["z", "z_err"]
     data = Space_Galaxi(*tiny, features=wanted, on_bad_row="skip")
@@ -117,13 +117,13 @@ def test_images_are_decoded_once_where_a_share_is_set_aside(
         return load_images(paths, *options, **more)
 
     monkeypatch.setattr(dataset, "load_images", count)
-    words = [*tiny.words(), "data.test_share=0.2", f"run.dir={tmp_path / 'run'}", *QUICK]
-    assert main(["search", *words]) == 0
+    args = [*tiny.words(), "data.test_share=0.2", f"run.dir={tmp_path / 'run'}", *QUICK]
+    assert main(["search", *args]) == 0
     assert num_images == [60, 12]  # the whole catalogue, and its test rows at the end
 
 
-def test_every_opening_is_written_down(grown: tuple[Tiny, Path], tmp_path: Path) -> None:
-    tiny, run = grown
+def test_every_opening_is_written_down(trained: tuple[Tiny, Path], tmp_path: Path) -> None:
+    tiny, run = trained
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     (copy / "openings.jsonl").unlink(missing_ok=True)
@@ -141,11 +141,11 @@ def test_a_test_set_that_cannot_be_used_is_refused_before_the_search(
     other = write_tiny(tmp_path / "other")
     other.change(0, "class", "COMET")
     run = tmp_path / "run"
-    words = [*tiny.words(), f"data.test_csv={other.csv_path}", f"run.dir={run}", *QUICK]
-    assert main(["search", *words, f"data.test_img_dir_path={other.img_dir_path}"]) == 2
+    args = [*tiny.words(), f"data.test_csv={other.csv_path}", f"run.dir={run}", *QUICK]
+    assert main(["search", *args, f"data.test_img_dir_path={other.img_dir_path}"]) == 2
     assert "class 'COMET' is not one of" in capsys.readouterr().err
     assert not run.exists()
-    assert main(["search", *words, "data.test_share=0.2"]) == 2
+    assert main(["search", *args, "data.test_share=0.2"]) == 2
     assert "give one of them" in capsys.readouterr().err
 
 
@@ -182,19 +182,21 @@ def test_a_run_without_a_model(tiny: Tiny, tmp_path: Path, refused) -> None:
 
 
 def test_a_place_that_cannot_be_written_to(
-    grown: tuple[Tiny, Path], tiny: Tiny, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    trained: tuple[Tiny, Path], tiny: Tiny, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "absent" / "figures.json"
-    assert main(["evaluate", f"run.dir={grown[1]}", *tiny.words(), f"out={out}"]) == 2
+    assert main(["evaluate", f"run.dir={trained[1]}", *tiny.words(), f"out={out}"]) == 2
     assert "no folder to write figures.json to" in capsys.readouterr().err
 
 
-def test_shares_of_classes_that_do_not_fit(tiny: Tiny, refused, grown: tuple[Tiny, Path]) -> None:
-    assert "fractions give each class" in refused(tiny, grown[1], "evaluate.fractions={STAR: 1.0}")
+def test_shares_of_classes_that_do_not_fit(tiny: Tiny, refused, trained: tuple[Tiny, Path]) -> None:
+    assert "fractions give each class" in refused(
+        tiny, trained[1], "evaluate.fractions={STAR: 1.0}"
+    )
 
 
 def test_a_run_without_a_test_set_says_what_to_give(
-    grown: tuple[Tiny, Path], capsys: pytest.CaptureFixture[str]
+    trained: tuple[Tiny, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", f"run.dir={grown[1]}"]) == 2
+    assert main(["evaluate", f"run.dir={trained[1]}"]) == 2
     assert "has no test set of its own; give data.csv_path" in capsys.readouterr().err

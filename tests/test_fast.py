@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tiny, grow
+from space_warps.cli.main import main
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.runs.state import read_history
+from space_warps.search.config import SearchConfig
+from space_warps.search.runner import LocalRunner
+from space_warps.training.config import TrainConfig
+from space_warps.training.loop import train
 from torch import nn
-
-from space_warps.cli import main
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.plan import TrainPlan
-from space_warps.record import read_history
-from space_warps.runner import LocalRunner
-from space_warps.settings import SearchConfig
-from space_warps.train import train
 
 QUICK = [
     "search.k_candidates=[4,6]",
@@ -32,8 +31,8 @@ QUICK = [
 
 
 def environment(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "environment.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((run / "environment.json").read_text())
+    return result
 
 
 def test_workers_grow_the_same_network(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
@@ -47,7 +46,7 @@ def test_workers_grow_the_same_network(tiny: Tiny, tmp_path: Path, one_thread: N
 def command(*words: str) -> subprocess.Popen[str]:
     """The command in a process group of its own, with two threads to share out."""
     return subprocess.Popen(
-        [sys.executable, "-m", "space_warps.cli", *words],
+        [sys.executable, "-m", "space_warps.cli.main", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -63,27 +62,27 @@ def test_workers_are_stopped_and_go_on(
     tiny: Tiny, tmp_path: Path, one_thread: None, event: str, number: signal.Signals
 ) -> None:
     whole, run = grow(tiny, tmp_path / "whole", *QUICK), tmp_path / "run"
-    words = ["search", *tiny.words(), f"run.dir={run}", *QUICK, "search.workers=2"]
-    searching, events = command(*words), run / "events.jsonl"
+    args = ["search", *tiny.words(), f"run.dir={run}", *QUICK, "search.workers=2"]
+    searching, events = command(*args), run / "events.jsonl"
     while searching.poll() is None and not (
         events.exists() and f'"{event}"' in events.read_text(encoding="utf-8")
     ):
         time.sleep(0.01)
     os.killpg(searching.pid, number)
-    _, said = searching.communicate(timeout=120)
-    assert searching.returncode == 128 + number, said
+    _, message = searching.communicate(timeout=120)
+    assert searching.returncode == 128 + number, message
     assert "ended by signal" not in events.read_text(encoding="utf-8")
     going_on = command("search", f"run.dir={run}", "run.resume=true")
-    _, said = going_on.communicate(timeout=300)
-    assert going_on.returncode == 0, said
+    _, message = going_on.communicate(timeout=300)
+    assert going_on.returncode == 0, message
     summary = json.loads((run / "progressive_summary.json").read_text())
     assert summary["model_sha256"] == whole["model_sha256"]
 
 
 def test_a_run_says_threads_and_precision(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
     grow(tiny, tmp_path / "run", *QUICK, "search.precision=bfloat16", "search.final.enabled=false")
-    said = environment(tmp_path / "run")
-    assert (said["threads"], said["precision"], said["capture"]) == (1, "bfloat16", False)
+    message = environment(tmp_path / "run")
+    assert (message["threads"], message["precision"], message["capture"]) == (1, "bfloat16", False)
 
 
 def test_another_precision_is_not_gone_on_with(
@@ -99,14 +98,14 @@ def test_the_maximum_taken_first_trains_the_same_network(tiny: Tiny) -> None:
     loaders = create_train_val_dataloaders(tiny.csv_path, tiny.img_dir_path)
     runner = LocalRunner(*loaders, device="cpu", precision="float32")
     (spec,) = SearchConfig(k_candidates=(8,)).specs_at(1)
-    architecture = runner.empty.architecture.grown(spec)
+    architecture = runner.base_model.architecture.with_block(spec)
 
     def trained(as_written: bool) -> Any:
         torch.manual_seed(0)
-        model = type(runner.empty.model())(architecture)
+        model = type(runner.base_model.build())(architecture)
         if as_written:
             model.blocks = nn.ModuleList(nn.Sequential(*block) for block in model.blocks)
-        return train(model, *loaders, TrainPlan(epochs=3))
+        return train(model, *loaders, TrainConfig(epochs=3))
 
     ours, plain = trained(False), trained(True)
     torch.testing.assert_close(ours.scores, plain.scores, rtol=1e-2, atol=5e-3)
@@ -125,9 +124,9 @@ def test_the_maximum_taken_first_trains_the_same_network(tiny: Tiny) -> None:
     ],
 )
 def test_wrong_settings(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, said: str
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
 ) -> None:
-    words = ["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", "search.device=cpu", word]
-    assert main(words) == 2
-    assert said in capsys.readouterr().err
+    args = ["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", "search.device=cpu", word]
+    assert main(args) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import Tiny, write_tiny
+from space_warps.data.audit import audit
+from space_warps.data.catalogue import ReadOptions
+from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
+from space_warps.data.image_store import MemmapImages
+from space_warps.evaluation.baselines import compare_classical
+from space_warps.evaluation.evaluate import evaluate_rows, overlaps_training
+from space_warps.evaluation.metrics import Predictions, bootstrap_intervals
+from space_warps.models.blocks import BlockSpec
+from space_warps.models.model import Architecture, ProgressiveModel
+from space_warps.models.saved_model import snapshot_of
 
 from space_warps import resident
-from space_warps.audit import audit
-from space_warps.blocks import BlockSpec
-from space_warps.catalogue import ReadOptions
-from space_warps.compare import compare_simple
-from space_warps.dataset import Space_Galaxi, measure_scaling
-from space_warps.evaluation import evaluate_rows, seen_before
-from space_warps.metrics import Answers, intervals_of
-from space_warps.model import Architecture, ProgressiveModel
-from space_warps.resident import MappedImages
-from space_warps.snapshot import take_snapshot
 
 
 def test_bootstrap_holds_a_chunk_of_draws() -> None:
@@ -28,10 +28,10 @@ def test_bootstrap_holds_a_chunk_of_draws() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 200_000)
     scores = rng.normal(size=(200_000, 3)).astype(np.float32)
-    answers = Answers(scores, labels, np.arange(200_000), ("a", "b", "c"))
+    answers = Predictions(scores, labels, np.arange(200_000), ("a", "b", "c"))
     tracemalloc.start()
     try:
-        intervals = intervals_of(answers, num_draws=100)
+        intervals = bootstrap_intervals(answers, num_draws=100)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -51,13 +51,13 @@ def mapped(tmp_path: Path) -> tuple[Tiny, dict[str, Any]]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images each read of a mapped file copies; chunks have at most 32."""
     sizes: list[int] = []
-    read = MappedImages.__getitem__
+    read = MemmapImages.__getitem__
 
-    def counted(self: MappedImages, rows: Any) -> torch.Tensor:
+    def counted(self: MemmapImages, rows: Any) -> torch.Tensor:
         sizes.append(len(rows))
         return read(self, rows)
 
-    monkeypatch.setattr(MappedImages, "__getitem__", counted)
+    monkeypatch.setattr(MemmapImages, "__getitem__", counted)
     monkeypatch.setattr(resident, "CHUNK_ROWS", 32, raising=False)
     return sizes
 
@@ -67,10 +67,10 @@ def test_audit_reads_images_in_chunks(
 ) -> None:
     tiny, options = mapped
     tiny.change(0, "ra", "east")  # so that the usable rows are not all rows
-    found = audit(*tiny, ReadOptions(**options), say=False)
+    result = audit(*tiny, ReadOptions(**options), print_line=False)
     assert max(reads) <= 32
     assert sum(reads) == 139
-    assert replace(found, csv_path="") == replace(audit(*tiny, say=False), csv_path="")
+    assert replace(result, csv_path="") == replace(audit(*tiny, print_line=False), csv_path="")
 
 
 def test_evaluation_reads_images_in_chunks(
@@ -78,11 +78,11 @@ def test_evaluation_reads_images_in_chunks(
 ) -> None:
     tiny, options = mapped
     data = Space_Galaxi(*tiny, **options)
-    grown = Architecture(
-        data.image_shape, data.classes, ("z", "z_err"), measure_scaling(data)
-    ).grown(BlockSpec(k=4))
+    trained = Architecture(
+        data.image_shape, data.classes, ("z", "z_err"), measure_input_statistics(data)
+    ).with_block(BlockSpec(k=4))
     reads.clear()
-    model = take_snapshot(ProgressiveModel(grown))
+    model = snapshot_of(ProgressiveModel(trained))
     figures = evaluate_rows(model, data, device="cpu")
     assert sorted(reads)[-2] <= 32  # all but the network's one batch
     assert max(reads) == 140
@@ -95,11 +95,11 @@ def test_baselines_read_images_in_chunks(
     tiny, options = mapped
     data = Space_Galaxi(*tiny, **options)
     train, test = data.subset(np.arange(110)), data.subset(np.arange(110, 140))
-    results = list(compare_simple(train, test))
+    results = list(compare_classical(train, test))
     assert max(reads) <= 32
     whole = Space_Galaxi(*tiny)
     train, test = whole.subset(np.arange(110)), whole.subset(np.arange(110, 140))
-    for ours, reference in zip(results, compare_simple(train, test), strict=True):
+    for ours, reference in zip(results, compare_classical(train, test), strict=True):
         assert replace(ours, seconds=0) == replace(reference, seconds=0)
 
 
@@ -112,4 +112,4 @@ def test_overlap_with_training_keeps_no_path_objects(tiny: Tiny) -> None:
             raise AssertionError("all paths were made at once")
 
     paths = Counted(catalogue.paths.folder, catalogue.paths.names, catalogue.paths.endings)
-    assert seen_before([replace(catalogue, paths=paths)], catalogue).all()
+    assert overlaps_training([replace(catalogue, paths=paths)], catalogue).all()

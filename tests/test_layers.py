@@ -32,23 +32,23 @@ def faults(root: Path) -> list[str]:
     pages = structure.read_pages(root)
     imports = structure.read_imports(root)
     exported = {page.notebook: page.module for page in pages.values()}
-    found = [f"{name}.py: no notebook exports it" for name in imports.keys() - pages.keys()]
+    result = [f"{name}.py: no notebook exports it" for name in imports.keys() - pages.keys()]
     for path in structure.notebook_paths(root):
         notebook = path.relative_to(root / "nbs").with_suffix("").as_posix()
         if exported.get(notebook) != structure.module_of(notebook):
-            found.append(f"{notebook}: default_exp is not {structure.module_of(notebook)}")
+            result.append(f"{notebook}: default_exp is not {structure.module_of(notebook)}")
     for folder in structure.room_folders(root):
         if not (root / f"nbs/{folder}/index.ipynb").is_file():
-            found.append(f"{folder}: no overview page, index.ipynb")
+            result.append(f"{folder}: no overview page, index.ipynb")
         for ending in ("py", "pyi"):
             room = structure.without_number(folder)
             if not (root / f"space_warps/{room}/__init__.{ending}").is_file():
-                found.append(f"{folder}: no space_warps/{room}/__init__.{ending}")
+                result.append(f"{folder}: no space_warps/{room}/__init__.{ending}")
     for name, page in pages.items():
         for one in imports.get(name, []):
             if fault := import_fault(page, one, pages):
-                found.append(f"{page.notebook}: {fault}")
-    return found
+                result.append(f"{page.notebook}: {fault}")
+    return result
 
 
 def test_modules_import_only_from_earlier_pages() -> None:
@@ -117,9 +117,14 @@ def test_a_tree_in_order_is_accepted(tmp_path: Path, tree: dict[str, str]) -> No
             NESTED,
             "02_nets/01_net",
             "from ..sky import read",
-            "imports space_warps.sky, which",
+            "imports space_warps.data.sky, which",
         ),
-        (NESTED, "01_sky/02_photos", "from . import lists", "imports space_warps.sky, which no"),
+        (
+            NESTED,
+            "01_sky/02_photos",
+            "from . import lists",
+            "imports space_warps.data.sky, which no",
+        ),
         (NESTED, "02_nets/01_net", "import execnb.shell", "a tool for notebooks"),
     ],
 )
@@ -127,8 +132,8 @@ def test_a_violation_is_found(
     tmp_path: Path, tree: dict[str, str], notebook: str, source: str, fault: str
 ) -> None:
     write_tree(tmp_path, {**tree, notebook: f"{source}\n"})
-    (found,) = faults(tmp_path)
-    assert found.startswith(f"{notebook}: ") and fault in found
+    (result,) = faults(tmp_path)
+    assert result.startswith(f"{notebook}: ") and fault in result
 
 
 @pytest.mark.parametrize("tree", [FLAT, NESTED], ids=["flat", "nested"])
@@ -145,5 +150,5 @@ def test_a_notebook_that_exports_another_module_is_found(
 def test_a_room_without_overview_or_names_is_found(tmp_path: Path, missing: str) -> None:
     write_tree(tmp_path, NESTED)
     (tmp_path / missing).unlink()
-    (found,) = faults(tmp_path)
-    assert found.startswith("01_sky: no ") and Path(missing).name in found
+    (result,) = faults(tmp_path)
+    assert result.startswith("01_sky: no ") and Path(missing).name in result

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Tiny
+from space_warps.data.augment import Augment
+from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
+from space_warps.data.image_store import MemmapImages, load_images
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.models.saved_model import snapshot_of, state_dict_to_bytes
+from space_warps.search.config import FinalConfig, SearchConfig
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
 from torch.utils.data import DataLoader
 
 from space_warps import images, objects, resident
-from space_warps.augment import Augment
-from space_warps.dataset import Space_Galaxi, measure_scaling
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.resident import MappedImages, load_images
-from space_warps.runner import LocalRunner
-from space_warps.search import search
-from space_warps.settings import FinalConfig, SearchConfig
-from space_warps.snapshot import take_snapshot, weights_to_bytes
 
 QUICK = SearchConfig(
     max_layers=1, k_candidates=(4,), epochs_per_eval=1, final=FinalConfig(epochs=1)
@@ -42,11 +42,11 @@ def test_search_gives_the_same_bits(tiny: Tiny, mapped: dict[str, Any]) -> None:
     ends = []
     for options in ({}, mapped, mapped):  # the third finds the file
         loaders = read(tiny, **options)
-        assert isinstance(loaders[0].dataset.pixels, MappedImages) is bool(options)
+        assert isinstance(loaders[0].dataset.pixels, MemmapImages) is bool(options)
         hashes = [loader.dataset.sha256() for loader in loaders]
         model, history = search(QUICK, LocalRunner(*loaders, device="cpu"))
-        weights = weights_to_bytes(take_snapshot(model).weights)
-        ends.append((hashes, measure_scaling(loaders[0].dataset), history.sha256, weights))
+        weights = state_dict_to_bytes(snapshot_of(model).state_dict)
+        ends.append((hashes, measure_input_statistics(loaders[0].dataset), history.sha256, weights))
     assert ends[0] == ends[1] == ends[2]
 
 
@@ -78,8 +78,8 @@ def test_file_of_another_start_that_is_gone(tiny: Tiny, mapped: dict[str, Any]) 
 def test_workers_map_the_file_themselves(tiny: Tiny, mapped: dict[str, Any]) -> None:
     data = Space_Galaxi(*tiny, **mapped)
     loader = DataLoader(data, 8, num_workers=2, multiprocessing_context="spawn")
-    found = torch.cat([batch[0] for batch in loader])
-    assert torch.equal(found, data.batch(torch.arange(len(data)))[0])
+    result = torch.cat([batch[0] for batch in loader])
+    assert torch.equal(result, data.batch(torch.arange(len(data)))[0])
 
 
 def test_every_core_decodes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,24 +96,24 @@ def test_every_core_decodes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None
         return decode(path, image)
 
     monkeypatch.setattr(images, "_decode", wait_for_the_others)
-    found, bad = load_images(paths)
+    result, bad = load_images(paths)
     assert not bad
-    assert np.array_equal(found[torch.tensor([3])][0], images.read_image(paths[3], (1, 12, 12)))
+    assert np.array_equal(result[torch.tensor([3])][0], images.read_image(paths[3], (1, 12, 12)))
 
 
 def test_progress_is_shown(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> None:
     Space_Galaxi(*tiny, progress=True)
-    said = capfd.readouterr().err
-    assert "comparing files" in said
-    assert "decoding" in said
-    assert "0/60" in said
+    message = capfd.readouterr().err
+    assert "comparing files" in message
+    assert "decoding" in message
+    assert "0/60" in message
 
 
 PEAK = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from space_warps.resident import MappedImages
+from space_warps.data.image_store import MappedImages
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 path, rows, side = Path(sys.argv[1]), int(sys.argv[2]), 1024
@@ -134,6 +134,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux")
 def test_what_was_read_does_not_pile_up(tmp_path: Path) -> None:
     """A gibibyte is written and read at random; little more than a tenth stays resident."""
-    words = [sys.executable, "-c", PEAK, str(tmp_path / "pixels.uint8"), "1024"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    args = [sys.executable, "-c", PEAK, str(tmp_path / "pixels.uint8"), "1024"]
+    done = subprocess.run(args, capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(done.stdout) < 250 * 1024

@@ -16,7 +16,7 @@ Copies = dict[str, "Future[str]"]
 def copies(request: pytest.FixtureRequest) -> Iterator[Copies]:
     """The notebooks that are asked for, some of them side by side."""
     chosen = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
-    names = [each.params["notebook"] for each in chosen if "notebook" in each.params]
+    names = [entry.params["notebook"] for entry in chosen if "notebook" in entry.params]
     with execute.copies_of(names) as copies:
         yield copies
 

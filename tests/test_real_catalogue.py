@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 from conftest import Catalogue
-
-from space_warps.audit import audit
-from space_warps.cli import main
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.snapshot import load_snapshot
-from space_warps.train import evaluate
+from space_warps.cli.main import main
+from space_warps.data.audit import audit
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.models.saved_model import load_model
+from space_warps.training.loop import evaluate
 
 
 def test_no_group_on_both_sides(real: Catalogue) -> None:
@@ -22,16 +21,18 @@ def test_no_group_on_both_sides(real: Catalogue) -> None:
 
 
 def test_the_audit_finds_what_is_there(real: Catalogue) -> None:
-    found = audit(*real, say=False)
-    assert (found.num_rows, found.num_usable) == (1462, 1462)
-    assert found.class_counts == {"GALAXY": 461, "QSO": 490, "STAR": 511}
-    assert found.image_ceiling < 0.98
-    assert found.from_images.by_row - found.from_images.by_object > 0.04, "a random split flatters"
-    assert found.from_features.by_object > 0.85, "z tells the class"
+    result = audit(*real, print_line=False)
+    assert (result.num_rows, result.num_usable) == (1462, 1462)
+    assert result.class_counts == {"GALAXY": 461, "QSO": 490, "STAR": 511}
+    assert result.image_ceiling < 0.98
+    assert result.image_baseline.by_row - result.image_baseline.by_object > 0.04, (
+        "a random split flatters"
+    )
+    assert result.feature_baseline.by_object > 0.85, "z tells the class"
 
 
 def test_a_search_on_it_ends_and_repeats(real: Catalogue, tmp_path: Path) -> None:
-    words = [
+    args = [
         f"data.csv_path={real.csv_path}",
         f"data.img_dir_path={real.img_dir_path}",
         "data.fraction=0.4",
@@ -42,13 +43,13 @@ def test_a_search_on_it_ends_and_repeats(real: Catalogue, tmp_path: Path) -> Non
     ]
     summaries = []
     for name in ("one", "two"):
-        assert main(["search", *words, f"run.dir={tmp_path / name}"]) == 0
+        assert main(["search", *args, f"run.dir={tmp_path / name}"]) == 0
         summaries.append(json.loads((tmp_path / name / "progressive_summary.json").read_text()))
     for key in ("model_sha256", "history_sha256", "final_val_accuracy"):
         assert summaries[0][key] == summaries[1][key]
     assert summaries[0]["final_val_accuracy"] > 0.4
     _, val_loader = create_train_val_dataloaders(*real, fraction=0.4)
-    model = load_snapshot(tmp_path / "one").model()
+    model = load_model(tmp_path / "one").build()
     measured = evaluate(model, val_loader)
     assert measured.accuracy == summaries[0]["final_val_accuracy"]
     assert measured.loss == pytest.approx(summaries[0]["final_val_log_loss"], rel=1e-5)

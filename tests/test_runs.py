@@ -15,19 +15,19 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import ROOT, Tiny, grow
+from space_warps.cli.main import main
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.runs.artifacts import read_val_rows
+from space_warps.runs.environment import describe_environment
+from space_warps.runs.folder import RunFolder
+from space_warps.runs.journal import event_lines, read_events
+from space_warps.runs.state import read_history
+from space_warps.runs.tree import RunTree
+from space_warps.search.config import FinalConfig, SearchConfig, TrainingConfig
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
 
-from space_warps.cli import main
 from space_warps.core import sha256_file
-from space_warps.environment import describe_environment
-from space_warps.files import read_val_rows
-from space_warps.journal import event_lines, read_events
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.record import read_history
-from space_warps.runner import LocalRunner
-from space_warps.runs import RunFolder
-from space_warps.search import search
-from space_warps.settings import FinalConfig, SearchConfig, TrainingConfig
-from space_warps.tree import RunTree
 
 QUICK = [
     "search.max_layers=2",
@@ -47,9 +47,9 @@ def go_on(run: Path, *words: str) -> int:
 
 def start(tiny: Tiny, run: Path) -> subprocess.Popen[str]:
     """A search in a process of its own, with as many threads as this one."""
-    words = [*tiny.words(), f"run.dir={run}", *QUICK]
+    args = [*tiny.words(), f"run.dir={run}", *QUICK]
     return subprocess.Popen(
-        [sys.executable, "-m", "space_warps.cli", "search", *words],
+        [sys.executable, "-m", "space_warps.cli.main", "search", *args],
         cwd=run.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -71,8 +71,8 @@ def signalled(at: int, signals: Sequence[str], *words: str) -> subprocess.Comple
     kills = "".join(f"        os.kill(os.getpid(), signal.{name})\n" for name in signals)
     code = (
         "import os, signal, sys\n"
-        "import space_warps.train as train\n"
-        "from space_warps.cli import main\n"
+        "import space_warps.training.loop as train\n"
+        "from space_warps.cli.main import main\n"
         "step, seen = train.take_step, []\n"
         "def signalled(*given):\n"
         "    seen.append(1)\n"
@@ -114,9 +114,9 @@ def test_faults_of_the_machine(faults: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_killed_searches_end_with_the_same_bits(faults: ModuleType, tmp_path: Path) -> None:
     bench = faults.prepare(tmp_path)
-    found = faults.kill_trials(bench, 10)
-    assert found["identical"] == found["trials"] == 10
-    assert found["kills"] >= 3, "nothing was disturbed"
+    result = faults.kill_trials(bench, 10)
+    assert result["identical"] == result["trials"] == 10
+    assert result["kills"] >= 3, "nothing was disturbed"
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_a_stopped_search_goes_on_to_the_same_bits(
     searching = start(tiny, run)
     wait_for(searching, run, event)
     searching.send_signal(number)
-    said, _ = searching.communicate(timeout=60)
+    message, _ = searching.communicate(timeout=60)
     assert searching.returncode == 128 + number
-    assert f"to go on: space-warps search run.dir={run} run.resume=true" in said
-    assert "asked to stop" in read_history(run).stopped
+    assert f"to go on: space-warps search run.dir={run} run.resume=true" in message
+    assert "asked to stop" in read_history(run).stop_reason
     capsys.readouterr()
     assert go_on(run) == 0
     assert "going on after" in capsys.readouterr().out
@@ -146,8 +146,8 @@ def test_a_stopped_search_goes_on_to_the_same_bits(
 
 def test_a_second_interrupt_ends_at_once_and_the_search_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     whole, run = grow(tiny, tmp_path / "whole", *QUICK), tmp_path / "run"
-    words = [*tiny.words(), f"run.dir={run}", *QUICK]
-    done = signalled(12, ["SIGINT", "SIGINT"], "search", *words)
+    args = [*tiny.words(), f"run.dir={run}", *QUICK]
+    done = signalled(12, ["SIGINT", "SIGINT"], "search", *args)
     assert done.returncode == 130, done.stderr
     assert "search_ended" not in (run / "events.jsonl").read_text()
     assert go_on(run) == 0
@@ -173,7 +173,7 @@ def test_two_searches_cannot_share_a_folder(
 def cut_after(run: Path, event: str) -> None:
     """As if the machine had gone down after the first event of that kind."""
     lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
-    kinds = [told["event"] for told in read_events(run)]
+    kinds = [text["event"] for text in read_events(run)]
     (run / "events.jsonl").write_bytes(b"".join(lines[: kinds.index(event) + 2]))  # and the header
 
 
@@ -191,8 +191,8 @@ def test_an_image_that_is_not_what_it_was(
         tiny.image(5).unlink()
     capsys.readouterr()
     assert go_on(run) == 2
-    said = capsys.readouterr().err
-    assert ("rows_sha256 differs" if fault == "changed" else tiny.image(5).name[:20]) in said
+    message = capsys.readouterr().err
+    assert ("rows_sha256 differs" if fault == "changed" else tiny.image(5).name[:20]) in message
     tiny.image(5).write_bytes(content)
     assert go_on(run) == 0
     again = json.loads((run / "progressive_summary.json").read_text())
@@ -214,9 +214,9 @@ def test_elsewhere_it_goes_on_only_when_told(
     (run / "events.jsonl").write_bytes(event_lines(events))
     capsys.readouterr()
     assert go_on(run) == 2
-    said = capsys.readouterr().err
-    assert "threads was 99 and is" in said and "torch was 1.0 and is" in said
-    assert "sums are taken in another order" in said and "run.accept_changes=true" in said
+    message = capsys.readouterr().err
+    assert "threads was 99 and is" in message and "torch was 1.0 and is" in message
+    assert "sums are taken in another order" in message and "run.accept_changes=true" in message
     assert go_on(run, "run.accept_changes=true") == 0
     assert "other bits may follow: threads was 99" in capsys.readouterr().out
 
@@ -229,14 +229,14 @@ def test_elsewhere_it_goes_on_only_when_told(
     ],
 )
 def test_what_a_resumed_search_refuses(
-    tiny: Tiny, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    tiny: Tiny, tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)
     cut_after(run, "step_ended")
     capsys.readouterr()
-    assert go_on(run, *words) == 2
-    assert said in capsys.readouterr().err
+    assert go_on(run, *args) == 2
+    assert message in capsys.readouterr().err
     assert go_on(run) == 0
 
 
@@ -244,10 +244,10 @@ def test_what_a_resumed_search_refuses(
 def test_a_folder_that_is_no_run_is_left_alone(
     tiny: Tiny, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = tiny.img_dir_path if folder == "images" else tmp_path / "none"
-    assert go_on(place) == 2
+    index = tiny.img_dir_path if folder == "images" else tmp_path / "none"
+    assert go_on(index) == 2
     assert "give the folder of a run" in capsys.readouterr().err
-    assert not (place / ".lock").exists()
+    assert not (index / ".lock").exists()
 
 
 def test_a_folder_that_cannot_be_written_to(
@@ -271,7 +271,7 @@ def test_a_changed_blob_is_refused_and_a_missing_one_made_again(
     run = tmp_path / "run"
     whole = grow(tiny, run, *QUICK, "run.keep=all")
     cut_after(run, "step_ended")
-    taken = read_history(run).steps[0].taken
+    taken = read_history(run).steps[0].selected
     assert taken is not None
     blob = run / f"{taken.candidate.name}.safetensors"
     content = bytearray(blob.read_bytes())
@@ -293,28 +293,28 @@ def test_back_on_a_branch_and_replayed(
     run = tmp_path / "run"
     whole = grow(tiny, run, *QUICK)
     first = read_history(run).steps[0]
-    assert first.taken is not None
-    other = 1 - first.taken.candidate.index
-    words = [f"run.dir={run}", "step=1", "branch=other", f"take={other}", "note=what if, then?"]
-    assert main(["branch", *words, "search.selection.patience=0"]) == 0
+    assert first.selected is not None
+    other = 1 - first.selected.candidate.index
+    args = [f"run.dir={run}", "step=1", "branch=other", f"take={other}", "note=what if, then?"]
+    assert main(["branch", *args, "search.selection.patience=0"]) == 0
     assert go_on(run) == 0
     capsys.readouterr()
     assert main(["tree", f"run.dir={run}"]) == 0
-    told = capsys.readouterr().out
-    assert "what if, then?" in told and "patience=0" in told and told.count(" ended: ") == 2
+    text = capsys.readouterr().out
+    assert "what if, then?" in text and "patience=0" in text and text.count(" ended: ") == 2
     tree = RunTree(run)
     branches = {node.history.branch for node in tree.record.nodes}
     assert branches == {"main", "other"}
-    assert tree.at(1).outcome == first.taken, "the first way is as it was"
-    assert tree.at(1).model().num_params == first.taken.num_params
-    assert read_history(run).steps[0].decision.by == "person"
+    assert tree.at(1).result == first.selected, "the first way is as it was"
+    assert tree.at(1).model().num_params == first.selected.num_params
+    assert read_history(run).steps[0].decision.author == "person"
     assert read_history(run).config.selection.patience == 0
     ended = json.loads((run / "progressive_summary.json").read_text())
     assert (ended["branch"], ended["history_sha256"] == whole["history_sha256"]) == ("other", False)
     for step in ("1", "2", "finish")[: 1 + len(read_history(run).steps)]:
         assert main(["replay", f"run.dir={run}", f"step={step}"]) == 0
         assert "identical" in capsys.readouterr().out
-    for words, said in (
+    for args, message in (
         (["branch", "step=1", "branch=other"], "there is a branch other already"),
         (["branch", "step=9", "branch=new"], "there is no step 9"),
         (["branch", "step=1", "branch=a/b"], "up to 40 letters"),
@@ -325,8 +325,8 @@ def test_back_on_a_branch_and_replayed(
         (["undo", "step=up"], "step is a whole number"),
         (["replay", "step=9"], "no step 9"),
     ):
-        assert main([words[0], f"run.dir={run}", *words[1:]]) == 2
-        assert said in capsys.readouterr().err
+        assert main([args[0], f"run.dir={run}", *args[1:]]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_replay_says_what_differs(
@@ -338,9 +338,9 @@ def test_a_replay_says_what_differs(
         shutil.copy(tiny.image(5), tiny.image(row))
     capsys.readouterr()
     assert main(["replay", f"run.dir={run}", "step=1"]) == 1
-    said = capsys.readouterr().out
-    assert "step_01/control differs: " in said and "weights " in said
-    assert "rows_sha256 differs" in said
+    message = capsys.readouterr().out
+    assert "step_01/control differs: " in message and "weights " in message
+    assert "rows_sha256 differs" in message
 
 
 def test_a_tracker_follows_from_the_command(tiny: Tiny, tmp_path: Path) -> None:
@@ -353,31 +353,31 @@ def test_a_tracker_follows_from_the_command(tiny: Tiny, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [[], ["search.plain=true", "search.k_candidates=[3,4,5]"]])
 def test_a_loser_is_taken_and_any_node_is_grown_on(
-    tiny: Tiny, tmp_path: Path, words: list[str]
+    tiny: Tiny, tmp_path: Path, args: list[str]
 ) -> None:
     """Also where candidates start from their siblings, whose weights are gone."""
     run = tmp_path / "run"
-    grow(tiny, run, *QUICK, *words)
+    grow(tiny, run, *QUICK, *args)
     step = read_history(run).steps[0]
-    losers = [outcome for outcome in step.outcomes if outcome is not step.taken]
+    losers = [result for result in step.results if result is not step.selected]
     for number, loser in enumerate(losers):
         take = f"take={loser.candidate.index}"
         assert main(["branch", f"run.dir={run}", "node=1", f"branch=b{number}", take]) == 0
         assert go_on(run) == 0
-        assert read_history(run).steps[0].taken == loser
+        assert read_history(run).steps[0].selected == loser
     assert main(["undo", f"run.dir={run}", "step=0"]) == 0
     assert main(["branch", f"run.dir={run}", "node=1", "branch=back"]) == 0
     assert go_on(run) == 0
     tree = RunTree(run)
     for node in tree.record.nodes[1:]:
-        if node.history.steps[-1].taken is not None:
+        if node.history.steps[-1].selected is not None:
             opened = tree.at(node.number)
-            assert opened.model().num_params == opened.outcome.num_params
+            assert opened.model().num_params == opened.result.num_params
             right = (
                 opened.scores().argmax(dim=1).numpy()
                 == read_val_rows(run, tree.record.val_sha256).labels
             )
-            assert right.mean() == pytest.approx(opened.outcome.val_acc)
+            assert right.mean() == pytest.approx(opened.result.val_acc)
 
 
 def test_evaluate_and_report_wait_for_a_run_that_was_taken_back(
@@ -427,8 +427,8 @@ def test_a_step_whose_candidates_all_fail_is_an_error_each_time(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    words = [*tiny.words(), f"run.dir={run}", *QUICK, "search.k_candidates=[[4],[10000000000]]"]
-    assert main(["search", *words]) == 2
+    args = [*tiny.words(), f"run.dir={run}", *QUICK, "search.k_candidates=[[4],[10000000000]]"]
+    assert main(["search", *args]) == 2
     assert "all candidates failed at step 2" in capsys.readouterr().err
     assert RunTree(run).at(1).model().num_layers == 1, "what was grown before is there"
     assert go_on(run) == 2
@@ -441,13 +441,13 @@ def test_a_branch_asks_for_what_nothing_could_begin_with(tiny: Tiny, tmp_path: P
     """The empty network has no block to widen, and the branch does not start there."""
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)
-    (narrow,) = (o for o in read_history(run).steps[0].outcomes if o.candidate.blocks[0].k == 4)
-    words = ["step=1", "branch=wide", f"take={narrow.candidate.index}"]
-    words += ["search.space.mutations=[widen]", "search.k_candidates=[4,16]"]
-    assert main(["branch", f"run.dir={run}", *words]) == 0
+    (narrow,) = (o for o in read_history(run).steps[0].results if o.candidate.blocks[0].k == 4)
+    args = ["step=1", "branch=wide", f"take={narrow.candidate.index}"]
+    args += ["search.space.mutations=[widen]", "search.k_candidates=[4,16]"]
+    assert main(["branch", f"run.dir={run}", *args]) == 0
     assert go_on(run) == 0
-    (wide,) = read_history(run).steps[1].outcomes
-    assert (wide.candidate.morph, [spec.k for spec in wide.candidate.blocks]) == ("widen", [16])
+    (wide,) = read_history(run).steps[1].results
+    assert (wide.candidate.mutation, [spec.k for spec in wide.candidate.blocks]) == ("widen", [16])
     assert go_on(run) == 0
 
 
@@ -455,8 +455,8 @@ def test_a_stop_while_a_taken_loser_is_trained_again(tiny: Tiny, tmp_path: Path)
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)
     first = read_history(run).steps[0]
-    assert first.taken is not None
-    take = f"take={1 - first.taken.candidate.index}"
+    assert first.selected is not None
+    take = f"take={1 - first.selected.candidate.index}"
     assert main(["branch", f"run.dir={run}", "step=1", "branch=b", take]) == 0
     done = signalled(1, ["SIGTERM"], "search", f"run.dir={run}", "run.resume=true")
     assert done.returncode == 143, done.stderr

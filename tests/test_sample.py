@@ -4,8 +4,7 @@ import hashlib
 
 import pytest
 from conftest import ROOT, Catalogue
-
-from space_warps.catalogue import read_catalogue
+from space_warps.data.catalogue import read_catalogue
 
 SAMPLE = ROOT / "data/sample"
 

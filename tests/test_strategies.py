@@ -12,25 +12,25 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tiny, grow
+from space_warps.cli.main import main
+from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.models.blocks import block_families
+from space_warps.models.complexity import Latency, LatencyTimer
+from space_warps.models.model import Architecture
+from space_warps.models.saved_model import load_model
+from space_warps.runs.folder import RunFolder
+from space_warps.runs.state import read_history
+from space_warps.runs.tree import RunTree
+from space_warps.search.budget import epochs_spent
+from space_warps.search.config import FinalConfig, SearchConfig, SelectionConfig, SpaceConfig
+from space_warps.search.events import CandidateEnded, EpochEnded, Event, StepEnded
+from space_warps.search.history import SearchHistory
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
+from space_warps.search.space import CandidateProposal
+from space_warps.search.strategies import find_strategy, register_strategy, strategies
 
-from space_warps.blocks import block_families
-from space_warps.budget import epochs_spent
-from space_warps.cli import main
 from space_warps.core import InputError
-from space_warps.cost import Latency, LatencyTimer
-from space_warps.events import CandidateEnded, EpochEnded, Event, StepEnded
-from space_warps.history import SearchHistory
-from space_warps.loaders import create_train_val_dataloaders
-from space_warps.model import Architecture
-from space_warps.record import read_history
-from space_warps.runner import LocalRunner
-from space_warps.runs import RunFolder
-from space_warps.search import search
-from space_warps.settings import FinalConfig, SearchConfig, SelectionConfig, SpaceConfig
-from space_warps.snapshot import load_snapshot
-from space_warps.space import Proposal
-from space_warps.strategies import find_strategy, register_strategy, strategies
-from space_warps.tree import RunTree
 
 WIDE = [
     "data.features=[]",
@@ -49,16 +49,16 @@ WIDE = [
 
 @pytest.mark.parametrize("strategy", ["greedy", "random", "beam", "pnas"])
 def test_every_strategy_grows_a_network(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
-    words = [*WIDE, f"search.strategy={strategy}", "search.rungs=[1,2]"]
-    first = grow(tiny, tmp_path / "first", *words)
-    again = grow(tiny, tmp_path / "again", *words)
+    args = [*WIDE, f"search.strategy={strategy}", "search.rungs=[1,2]"]
+    first = grow(tiny, tmp_path / "first", *args)
+    again = grow(tiny, tmp_path / "again", *args)
     assert again["history_sha256"] == first["history_sha256"]
     assert again["model_sha256"] == first["model_sha256"]
     assert first["strategy"] == strategy
     tried = [candidate for step in first["steps"] for candidate in step["candidates"]]
     assert any(candidate["dropped"] for candidate in tried)
-    for each in (each for each in tried if not each["failed"]):
-        assert each["epochs"] == (1 if each["dropped"] else 2)
+    for item in (item for item in tried if not item["failed"]):
+        assert item["epochs"] == (1 if item["dropped"] else 2)
     begun, later = (step["control"] for step in first["steps"])
     inherited = 0 if strategy == "random" else 2  # where candidates start from nothing, so does it
     assert (begun["inherited_epochs"], later["inherited_epochs"]) == (0, inherited)
@@ -70,32 +70,32 @@ def test_every_strategy_grows_a_network(tiny: Tiny, tmp_path: Path, strategy: st
 
 
 def test_random_search_hands_over_the_best_of_its_draws(tiny: Tiny, tmp_path: Path) -> None:
-    words = [*WIDE, "search.strategy=random", "search.max_steps=6", "search.final.enabled=false"]
-    summary, run = grow(tiny, tmp_path / "run", *words, "search.num_candidates=2"), tmp_path / "run"
+    args = [*WIDE, "search.strategy=random", "search.max_steps=6", "search.final.enabled=false"]
+    summary, run = grow(tiny, tmp_path / "run", *args, "search.num_candidates=2"), tmp_path / "run"
     steps = read_history(run).steps
     assert len(steps) == 6
-    kinds = [step.decision.kind for step in steps]
+    kinds = [step.decision.action for step in steps]
     assert kinds[0] == "accept"
     assert "hold" in kinds[:-1]
     best = None
     for step in steps:
         assert step.control.candidate.blocks == (best.candidate.blocks if best else ())
-        every = [*step.outcomes, *([best] if best else [])]
-        best = min(every, key=lambda outcome: outcome.val_loss)
-        assert (step.taken is None) == (step.decision.kind == "hold") == (best in every[2:])
+        every = [*step.results, *([best] if best else [])]
+        best = min(every, key=lambda result: result.val_loss)
+        assert (step.selected is None) == (step.decision.action == "hold") == (best in every[2:])
     assert best is not None
     assert summary["final_val_log_loss"] == best.val_loss
-    grown = RunTree(run).network(best.candidate.name)
-    assert sum(p.numel() for p in grown.parameters()) == summary["total_trainable_params"]
+    trained = RunTree(run).network(best.candidate.name)
+    assert sum(p.numel() for p in trained.parameters()) == summary["total_trainable_params"]
     held = 1 + kinds.index("hold")
     branch = [f"run.dir={run}", f"step={held}", "branch=deeper", "search.strategy=greedy"]
     assert main(["branch", *branch, f"search.max_steps={held + 1}"]) == 0
     assert main(["search", f"run.dir={run}", "run.resume=true"]) == 0
     *before, above = read_history(run).steps
-    tried = [outcome for step in before for outcome in step.outcomes]
-    parent = min(tried, key=lambda outcome: outcome.val_loss).candidate.blocks
+    tried = [result for step in before for result in step.results]
+    parent = min(tried, key=lambda result: result.val_loss).candidate.blocks
     assert above.control.candidate.blocks == parent
-    assert {outcome.candidate.blocks[:-1] for outcome in above.outcomes} == {parent}
+    assert {result.candidate.blocks[:-1] for result in above.results} == {parent}
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(strategies, "_entries", dict(strategies._entries))  # for this test only
 
     @register_strategy("counted")
-    def propose(history: SearchHistory, latency: Latency | None) -> list[Proposal]:
+    def propose(history: SearchHistory, latency: Latency | None) -> list[CandidateProposal]:
         calls.append(len(history.steps) + 1)
         return [] if len(history.steps) == 2 else find_strategy("greedy")(history, latency)
 
@@ -137,7 +137,7 @@ def test_a_strategy_is_called_once_for_each_step(
     )
     loaders = create_train_val_dataloaders(tiny.csv_path, tiny.img_dir_path)
     _, history = search(config, LocalRunner(*loaders, device="cpu"))
-    assert (history.stopped, counted) == (stopped, steps_asked)
+    assert (history.stop_reason, counted) == (stopped, steps_asked)
 
 
 class Killed(Exception):
@@ -145,21 +145,21 @@ class Killed(Exception):
 
 
 def cut_off(
-    tiny: Tiny, run: Path, words: list[str], counts: Callable[[Event], bool], number: int
+    tiny: Tiny, run: Path, args: list[str], counts: Callable[[Event], bool], number: int
 ) -> None:
     """A search that ends with the event of that number among those that count."""
-    told, plain = [], RunFolder.__call__
+    text, plain = [], RunFolder.__call__
 
     def dies(self: RunFolder, event: Event) -> None:
         plain(self, event)
-        told.append(counts(event))
-        if sum(told) == number:
+        text.append(counts(event))
+        if sum(text) == number:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "__call__", dies)
         with pytest.raises(Killed):
-            main(["search", *tiny.words(), f"run.dir={run}", *words])
+            main(["search", *tiny.words(), f"run.dir={run}", *args])
 
 
 def go_on(run: Path, whole: dict[str, Any], *words: str) -> None:
@@ -171,9 +171,9 @@ def go_on(run: Path, whole: dict[str, Any], *words: str) -> None:
 
 
 def test_a_beam_that_was_cut_off_goes_on(tiny: Tiny, tmp_path: Path) -> None:
-    words = [*WIDE, "search.strategy=pnas", "search.rungs=[1,2]"]
-    whole, run = grow(tiny, tmp_path / "whole", *words), tmp_path / "cut"
-    cut_off(tiny, run, words, lambda event: isinstance(event, CandidateEnded), 8)
+    args = [*WIDE, "search.strategy=pnas", "search.rungs=[1,2]"]
+    whole, run = grow(tiny, tmp_path / "whole", *args), tmp_path / "cut"
+    cut_off(tiny, run, args, lambda event: isinstance(event, CandidateEnded), 8)
     go_on(run, whole)
     assert main(["replay", f"run.dir={run}", "step=2"]) == 0
 
@@ -181,15 +181,15 @@ def test_a_beam_that_was_cut_off_goes_on(tiny: Tiny, tmp_path: Path) -> None:
 def test_whole_numbers_among_what_is_varied_are_the_same_after_a_cut(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    words = [
+    args = [
         *WIDE,
         "search.k_candidates=[4]",
         "search.space.mutations=[deepen,swap]",
         "search.num_candidates=0",
         "search.space.hyperparameters={dropout:[0,0.2]}",
     ]
-    whole, run = grow(tiny, tmp_path / "whole", *words), tmp_path / "cut"
-    cut_off(tiny, run, words, lambda event: isinstance(event, StepEnded), 1)
+    whole, run = grow(tiny, tmp_path / "whole", *args), tmp_path / "cut"
+    cut_off(tiny, run, args, lambda event: isinstance(event, StepEnded), 1)
     go_on(run, whole)
 
 
@@ -197,7 +197,7 @@ def test_a_budget_is_kept(tiny: Tiny, tmp_path: Path) -> None:
     grow(tiny, tmp_path / "run", *WIDE, "search.max_layers=5", "search.budget=9epochs")
     history = read_history(tmp_path / "run")
     assert epochs_spent(history) <= 9
-    assert "the budget of 9 epochs has no room" in history.stopped
+    assert "the budget of 9 epochs has no room" in history.stop_reason
     grow(tiny, tmp_path / "timed", *WIDE, "search.budget=60s")
     assert str(read_history(tmp_path / "timed").config.budget).endswith("epochs")
 
@@ -222,23 +222,25 @@ def test_a_budget_is_kept(tiny: Tiny, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_done_is_said(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
-    asked = [*WIDE, *words]
-    assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", *asked]) == 2
-    assert said in capsys.readouterr().err
+    requested = [*WIDE, *args]
+    assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", *requested]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_recipe_and_architecture_are_searched_together(tiny: Tiny, tmp_path: Path) -> None:
-    words = [
+    args = [
         "search.space.hyperparameters={lr:[0.001,0.01],augmentation:[0,1]}",
         "search.num_candidates=0",
     ]
-    grow(tiny, tmp_path / "run", *WIDE, *words)
+    grow(tiny, tmp_path / "run", *WIDE, *args)
     first = read_history(tmp_path / "run").steps[0]
-    recipes: Any = {(o.candidate.plan.lr, o.candidate.plan.augmentation) for o in first.outcomes}
+    recipes: Any = {
+        (o.candidate.train_config.lr, o.candidate.train_config.augmentation) for o in first.results
+    }
     assert len(recipes) == 4
-    assert len(first.outcomes) == 16
+    assert len(first.results) == 16
 
 
 START = [
@@ -248,25 +250,23 @@ START = [
 
 
 def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Path) -> None:
-    words = [*WIDE, *START, "search.k_candidates=[4]", "search.epochs_per_eval=2"]
-    summary = grow(tiny, tmp_path / "run", *words, "search.selection.patience=2")
+    args = [*WIDE, *START, "search.k_candidates=[4]", "search.epochs_per_eval=2"]
+    summary = grow(tiny, tmp_path / "run", *args, "search.selection.patience=2")
     first, second = read_history(tmp_path / "run").steps
-    assert {o.candidate.start for o in first.outcomes} == {"fresh"}
-    tried = {(o.candidate.blocks[-1].kind, o.candidate.start): o for o in second.outcomes}
-    assert len(tried) == len(second.outcomes) == 6
-    assert first.taken is not None
-    for (_, start), outcome in tried.items():
-        candidate = outcome.candidate
+    assert {o.candidate.init for o in first.results} == {"fresh"}
+    tried = {(o.candidate.blocks[-1].family, o.candidate.init): o for o in second.results}
+    assert len(tried) == len(second.results) == 6
+    assert first.selected is not None
+    for (_, start), result in tried.items():
+        candidate = result.candidate
         assert candidate.inherited_epochs == (0 if start == "fresh" else 2)
-        assert candidate.plan.new_layer_lr_factor == (1.0 if start == "fresh" else 4.0)
-    losses = {key: outcome.epochs[0].val_loss for key, outcome in tried.items()}
+        assert candidate.train_config.new_layer_lr_factor == (1.0 if start == "fresh" else 4.0)
+    losses = {key: result.epochs[0].val_loss for key, result in tried.items()}
     assert len(set(losses.values())) == 6
-    told = summary["steps"][1]["candidates"]
-    assert [each["recipe"]["start"] for each in told] == [
-        o.candidate.start for o in second.outcomes
-    ]
-    assert [each["inherited_epochs"] for each in told] == [
-        o.candidate.inherited_epochs for o in second.outcomes
+    text = summary["steps"][1]["candidates"]
+    assert [item["recipe"]["start"] for item in text] == [o.candidate.init for o in second.results]
+    assert [item["inherited_epochs"] for item in text] == [
+        o.candidate.inherited_epochs for o in second.results
     ]
     assert main(["replay", f"run.dir={tmp_path / 'run'}", "step=2"]) == 0
 
@@ -274,20 +274,20 @@ def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Pa
 def test_a_search_over_starts_is_the_same_in_workers_and_after_a_cut(
     tiny: Tiny, tmp_path: Path, one_thread: None
 ) -> None:
-    words = [
+    args = [
         *WIDE,
         *START,
         "search.rungs=[1,3]",
         "search.strategy=beam",
         "search.space.mutations=[deepen,widen]",
     ]
-    words += ["run.checkpoint_s=0"]
-    whole, run = grow(tiny, tmp_path / "whole", *words), tmp_path / "cut"
+    args += ["run.checkpoint_s=0"]
+    whole, run = grow(tiny, tmp_path / "whole", *args), tmp_path / "cut"
 
     def counts(event: Event) -> bool:
-        return isinstance(event, EpochEnded) and event.candidate.start == "net2net"
+        return isinstance(event, EpochEnded) and event.candidate.init == "net2net"
 
-    cut_off(tiny, run, words, counts, 2)
+    cut_off(tiny, run, args, counts, 2)
     go_on(run, whole, "search.workers=2")
 
 
@@ -301,22 +301,27 @@ def test_without_a_varied_start_nothing_new_is_written(tiny: Tiny, tmp_path: Pat
 
 
 def test_the_plain_rule_tries_the_lists_that_are_given(tiny: Tiny, tmp_path: Path) -> None:
-    words = [
+    args = [
         *WIDE,
         "search.plain=true",
         "search.space.families=[conv,residual]",
         "search.num_candidates=0",
     ]
-    grow(tiny, tmp_path / "run", *words)
+    grow(tiny, tmp_path / "run", *args)
     history = read_history(tmp_path / "run")
     assert (history.config.training.warm_start, history.config.selection.metric) == (
         "chained",
         "accuracy",
     )
     for step in history.steps:
-        tried = [(o.candidate.blocks[-1].kind, o.candidate.blocks[-1].k) for o in step.outcomes]
+        tried = [(o.candidate.blocks[-1].family, o.candidate.blocks[-1].k) for o in step.results]
         assert tried == [(kind, k) for kind in ("conv", "residual") for k in (4, 8)]
-        assert [o.candidate.sibling is None for o in step.outcomes] == [True, False, False, False]
+        assert [o.candidate.warm_start_from is None for o in step.results] == [
+            True,
+            False,
+            False,
+            False,
+        ]
 
 
 def test_the_plain_rule_refuses_what_it_cannot_chain(
@@ -327,8 +332,8 @@ def test_the_plain_rule_refuses_what_it_cannot_chain(
         "search.rungs=[1,2]",
         "search.space.mutations=[deepen,swap]",
     ):
-        asked = [*WIDE, "search.plain=true", word]
-        assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", *asked]) == 2
+        requested = [*WIDE, "search.plain=true", word]
+        assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", *requested]) == 2
         assert "it needs strategy='greedy', space.mutations=" in capsys.readouterr().err
     freed = ["search.plain=true", "search.training.warm_start=parallel", "search.strategy=beam"]
     grow(tiny, tmp_path / "freed", *WIDE, *freed)
@@ -343,8 +348,8 @@ def test_every_search_measures_latency_anew_on_its_own_device(
         timed.append((architecture.blocks[-1].k, device))
         return 5.0
 
-    monkeypatch.setattr("space_warps.cost.measure_latency", measure)
-    words = [
+    monkeypatch.setattr("space_warps.models.complexity.measure_latency", measure)
+    args = [
         *WIDE,
         "search.max_layers=1",
         "search.final.enabled=false",
@@ -352,12 +357,12 @@ def test_every_search_measures_latency_anew_on_its_own_device(
     ]
     once = [(k, torch.device("cpu")) for k in (4, 8)]
     for number in (1, 2):
-        grow(tiny, tmp_path / f"run_{number}", *words, "search.space.max_latency_ms=6")
+        grow(tiny, tmp_path / f"run_{number}", *args, "search.space.max_latency_ms=6")
         assert sorted(timed, key=str) == once
         timed.clear()
     # A timer of another device measures there, whatever others have measured before.
     architecture = read_history(tmp_path / "run_1").accepted[0].candidate.blocks
-    network = replace(read_history(tmp_path / "run_1").empty, blocks=architecture)
+    network = replace(read_history(tmp_path / "run_1").base_architecture, blocks=architecture)
     for device in ("cpu", "meta"):
         LatencyTimer(device)(network)
     assert [device for _, device in timed] == [torch.device("cpu"), torch.device("meta")]
@@ -366,9 +371,9 @@ def test_every_search_measures_latency_anew_on_its_own_device(
 MODULE = """
 from torch import nn
 
-from space_warps.blocks import register_block
-from space_warps.space import expand, possible
-from space_warps.strategies import register_strategy
+from space_warps.models.blocks import register_block
+from space_warps.search.space import expand, possible
+from space_warps.search.strategies import register_strategy
 
 
 @register_block("smooth")
@@ -402,19 +407,19 @@ def test_families_and_strategies_of_a_module_travel(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sw_travels.py").write_text(MODULE)
-    run, cli = tmp_path / "run", ("-m", "space_warps.cli")
+    run, cli = tmp_path / "run", ("-m", "space_warps.cli.main")
     names = [
         "search.space.families=[sw_travels:smooth_block,sw_travels:plain_block]",
         "search.strategy=sw_travels:both",
         "compute.workers=2",
     ]
-    words = [*tiny.words(), *WIDE, "search.k_candidates=[4]", "search.max_layers=1", *names]
-    done = run_python(*cli, "search", *words, f"run.dir={run}", folder=tmp_path)
+    args = [*tiny.words(), *WIDE, "search.k_candidates=[4]", "search.max_layers=1", *names]
+    done = run_python(*cli, "search", *args, f"run.dir={run}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     # A run may come from somebody else: its names import nothing by themselves.
-    name = read_history(run).accepted[0].candidate.blocks[0].kind
+    name = read_history(run).accepted[0].candidate.blocks[0].family
     with pytest.raises(InputError, match="imports nothing by itself"):
-        load_snapshot(run).model()
+        load_model(run).build()
     assert "sw_travels" not in sys.modules
     again = ("search", f"run.dir={run}", "run.resume=true")
     refused = run_python(*cli, *again, folder=tmp_path)
@@ -425,27 +430,27 @@ def test_families_and_strategies_of_a_module_travel(
     assert allowed.returncode == 0, allowed.stderr
     monkeypatch.syspath_prepend(str(tmp_path))
     block_families.load(name)
-    assert load_snapshot(run).model().num_layers == 1
+    assert load_model(run).build().num_layers == 1
 
 
 def test_a_module_that_cannot_be_imported_is_refused(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for word in ("search.space.families=[sw_nowhere:smooth]", "search.strategy=sw_nowhere:smooth"):
-        words = [*tiny.words(), *WIDE, word, f"run.dir={tmp_path / 'run'}"]
-        assert main(["search", *words]) == 2
-        told = capsys.readouterr().err
-        assert "cannot import sw_nowhere" in told
-        assert len(told.splitlines()) == 1
+        args = [*tiny.words(), *WIDE, word, f"run.dir={tmp_path / 'run'}"]
+        assert main(["search", *args]) == 2
+        text = capsys.readouterr().err
+        assert "cannot import sw_nowhere" in text
+        assert len(text.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
 SESSION = """
 import sys
 from space_warps import LocalRunner, SearchConfig, create_train_val_dataloaders, register_block
-from space_warps.search import search
-from space_warps.settings import FinalConfig, SpaceConfig
-from space_warps.workers import WorkerRunner
+from space_warps.search.search import search
+from space_warps.search.config import FinalConfig, SpaceConfig
+from space_warps.search.parallel import WorkerRunner
 import sw_travels
 
 csv_path, images, name = sys.argv[1:]
@@ -478,10 +483,10 @@ finally:
     [("smooth", "smooth"), ("here", "move it into a module, as my_module.py, and name it")],
 )
 def test_what_a_session_defines_is_refused_by_workers(
-    tiny: Tiny, tmp_path: Path, name: str, told: str
+    tiny: Tiny, tmp_path: Path, name: str, text: str
 ) -> None:
     (tmp_path / "sw_travels.py").write_text(MODULE)
     keys = dict(word.split("=", 1) for word in tiny.words())
     paths = keys["data.csv_path"], keys["data.img_dir_path"]
     done = run_python("-c", SESSION, *paths, name, folder=tmp_path)
-    assert told in (done.stdout if name == "smooth" else done.stderr), done.stderr
+    assert text in (done.stdout if name == "smooth" else done.stderr), done.stderr

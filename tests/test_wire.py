@@ -8,36 +8,36 @@ from typing import Any
 
 import pytest
 from conftest import grow, write_tiny
-
-from space_warps.blocks import BlockSpec
-from space_warps.cli import main
-from space_warps.core import from_json, to_json
-from space_warps.dataset import Scaling
-from space_warps.events import EVENT_NAMES, Event
-from space_warps.history import (
+from space_warps.cli.main import main
+from space_warps.data.dataset import InputStatistics
+from space_warps.models.blocks import BlockSpec
+from space_warps.models.model import Architecture
+from space_warps.runs.journal import event_line, read_events
+from space_warps.search.config import SearchConfig
+from space_warps.search.events import EVENT_NAMES, Event
+from space_warps.search.history import (
+    Backtrack,
     Candidate,
+    CandidateResult,
     Decision,
-    Finish,
-    Outcome,
+    FinalTraining,
     SearchHistory,
     Step,
-    Turn,
 )
-from space_warps.journal import event_line, read_events
-from space_warps.model import Architecture
-from space_warps.paired import PairedTest
-from space_warps.plan import EpochRecord, TrainPlan
-from space_warps.settings import SearchConfig
+from space_warps.search.significance import PairedTest
+from space_warps.training.config import EpochMetrics, TrainConfig
+
+from space_warps.core import from_json, to_json
 
 BLOCK = BlockSpec(8)
-PLAN = TrainPlan(new_layer_lr_factor=2.0)
-CANDIDATE = Candidate(1, 0, (BLOCK,), PLAN, True, 0.05, start="copy")
-EPOCH = EpochRecord(1, 0.9, 0.8, 0.5)
-RESULT = Outcome(CANDIDATE, 0.5, 0.8, 1, 10, (EPOCH,), "ab")
+PLAN = TrainConfig(new_layer_lr_factor=2.0)
+CANDIDATE = Candidate(1, 0, (BLOCK,), PLAN, True, 0.05, init="copy")
+EPOCH = EpochMetrics(1, 0.9, 0.8, 0.5)
+RESULT = CandidateResult(CANDIDATE, 0.5, 0.8, 1, 10, (EPOCH,), "ab")
 TEST = PairedTest(4, 1, 0, 0.25, 0.0, 0.5, 0.5, 0.5, "not better", 0.1, 0.0, 0.2, 0.5)
 STEP = Step(1, (RESULT,), RESULT, Decision("accept", 0, "good"), (TEST,))
-FINAL = Finish((RESULT,), 0, "kept")
-NETWORK = Architecture((1, 12, 12), ("A", "B"), (), Scaling((0.2,), (0.1,), ()), (BLOCK,))
+FINAL = FinalTraining((RESULT,), 0, "kept")
+NETWORK = Architecture((1, 12, 12), ("A", "B"), (), InputStatistics((0.2,), (0.1,), ()), (BLOCK,))
 HISTORY = SearchHistory(SearchConfig(), NETWORK, 9, 4, (STEP,), "done", FINAL)
 
 KEYS: list[tuple[Any, str]] = [
@@ -65,9 +65,9 @@ KEYS: list[tuple[Any, str]] = [
     ),
     (Decision("accept", 0, "good"), "kind index reason author note beam stop_growing"),
     (STEP, "step results control decision tests earlier_rungs"),
-    (Turn(1), "to_step branch node take changes note author stop_growing"),
+    (Backtrack(1), "to_step branch node take changes note author stop_growing"),
     (FINAL, "results index reason"),
-    (Scaling((0.2,), (0.1,), ()), "image_mean image_std feature_edges"),
+    (InputStatistics((0.2,), (0.1,), ()), "image_mean image_std feature_edges"),
     (
         NETWORK,
         "image_shape classes feature_names input_statistics blocks projector_width missing_flags "
@@ -171,16 +171,16 @@ def test_events_of_another_version(
     tmp_path: Path,
     command: str,
     header: dict[str, Any] | None,
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = headed(run, tmp_path / "run", header)
     before = (folder / "events.jsonl").read_bytes()
-    words = {"search": ["run.resume=true"], "undo": ["step=0"]}.get(command, [])
+    args = {"search": ["run.resume=true"], "undo": ["step=0"]}.get(command, [])
     capsys.readouterr()
-    assert main([command, f"run.dir={folder}", *words]) == 2
-    told = capsys.readouterr().err.strip()
-    assert said in told and "\n" not in told and "events.jsonl" in told and ";" in told
+    assert main([command, f"run.dir={folder}", *args]) == 2
+    text = capsys.readouterr().err.strip()
+    assert message in text and "\n" not in text and "events.jsonl" in text and ";" in text
     assert (folder / "events.jsonl").read_bytes() == before
 
 
@@ -192,7 +192,7 @@ def test_a_model_of_another_version(
     run: Path,
     tmp_path: Path,
     change: dict[str, Any],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = headed(run, tmp_path / "run", {"format": "space_warps events", "version": 1})
@@ -202,5 +202,5 @@ def test_a_model_of_another_version(
     (folder / "model.json").write_text(json.dumps(about))
     capsys.readouterr()
     assert main(["evaluate", f"run.dir={folder}"]) == 2
-    told = capsys.readouterr().err.strip()
-    assert said in told and "\n" not in told and "model.json" in told and ";" in told
+    text = capsys.readouterr().err.strip()
+    assert message in text and "\n" not in text and "model.json" in text and ";" in text

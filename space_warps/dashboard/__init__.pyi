@@ -1,0 +1,1 @@
+from .app import Dashboard as Dashboard

@@ -1,0 +1,8 @@
+"""Blocks and their families, encoders of images and features, the network that grows, saved models, weight transfer.
+
+The names listed in `__init__.pyi` load on first use (SPEC 1).
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .progress import ProgressBar as ProgressBar
+from .folder import RunFolder as RunFolder

@@ -1,0 +1,8 @@
+"""Growing a network step by step: proposals, training beside a control, decisions, final training.
+
+The names listed in `__init__.pyi` load on first use (SPEC 1).
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
