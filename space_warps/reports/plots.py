@@ -258,9 +258,9 @@ def _draw_blocks(axes: Axes, history: SearchHistory) -> None:
     axes.set_xlim(0.5, max(len(layers), 1) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
     if "kind" in searched_dimensions(history.config) or any(
-        layer["kind"] != "conv" for layer in layers
+        layer["family"] != "conv" for layer in layers
     ):
-        names = [layer["kind"].replace("_", "\n") for layer in layers]
+        names = [layer["family"].replace("_", "\n") for layer in layers]
         axes.bar_label(bars, names, label_type="center", fontsize=TICK_SIZE)
     if history.grows_one_block_per_step:
         beside = axes.twinx()
