@@ -411,7 +411,7 @@ def test_families_and_strategies_of_a_module_travel(
     names = [
         "search.space.families=[sw_travels:smooth_block,sw_travels:plain_block]",
         "search.strategy=sw_travels:both",
-        "compute.workers=2",
+        "search.workers=2",
     ]
     args = [*tiny.words(), *WIDE, "search.k_candidates=[4]", "search.max_layers=1", *names]
     done = run_python(*cli, "search", *args, f"run.dir={run}", folder=tmp_path)
