@@ -51,7 +51,7 @@ class BlockSpec:
 
     def __post_init__(self) -> None:
         coerce_numbers(self)
-        for name in ("k", "kernel_size", "pool"):
+        for name in ("k", "kernel_size", "downsample"):
             if type(got := getattr(self, name)) is not int:
                 raise InputError(f"{name} is a whole number; got {got!r}")
         if self.k < 1:

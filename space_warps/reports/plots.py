@@ -257,7 +257,7 @@ def _draw_blocks(axes: Axes, history: SearchHistory) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.set_xlim(0.5, max(len(layers), 1) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-    if "kind" in searched_dimensions(history.config) or any(
+    if "family" in searched_dimensions(history.config) or any(
         layer["family"] != "conv" for layer in layers
     ):
         names = [layer["family"].replace("_", "\n") for layer in layers]

@@ -96,7 +96,7 @@ def _whole(result: CandidateResult) -> dict[str, Any]:
 
 
 def _layer(layer: dict[str, Any]) -> dict[str, Any]:
-    wanted = ("layer", "kind", "k", "in_channels", "out_channels")
+    wanted = ("layer", "family", "k", "in_channels", "out_channels")
     return {**{name: layer[name] for name in wanted}, "val_accuracy": layer["val_acc"]}
 
 

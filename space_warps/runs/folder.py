@@ -217,7 +217,7 @@ class RunFolder:
                 )
         if isinstance(event, CandidateEnded):  # one of another way is new under this name
             return event.is_replayed and event.result.candidate.name in self.record.results
-        return bool(getattr(event, "is_retold", False))
+        return bool(getattr(event, "is_replayed", False))
 
     def _store(self, event: Event) -> dict[str, Any]:
         "Write the tensors of an event; what to add to its line."

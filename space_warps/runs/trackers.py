@@ -242,7 +242,7 @@ def open_tracker(
 
     def follow(event: Event) -> None:
         "Hand on what is told for the first time."
-        if not getattr(event, "is_retold", False):  # its files have it from the earlier session
+        if not getattr(event, "is_replayed", False):  # its files have it from the earlier session
             tracker(event)
 
     follow.__name__ = kinds[name].__name__

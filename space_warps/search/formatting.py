@@ -16,11 +16,11 @@ from .history import Candidate
 
 # %% ../../nbs/04_search/05_formatting.ipynb #6af8c896
 SHORT_NAMES = {
-    "space.families": "kind",
+    "space.families": "family",
     "space.kernel_sizes": "kernel_size",
     "space.downsampling": "pooling",
     "space.activations": "activation",
-    "space.se_options": "squeeze",
+    "space.se_options": "use_se",
 }
 
 
@@ -38,7 +38,7 @@ def describe_block(
     text: Collection[str] = (),  # As `searched_dimensions` gives it
 ) -> str:
     "A block in a few words; where all are plain ones their channels are enough."
-    is_plain = spec.family == "conv" and "kind" not in text
+    is_plain = spec.family == "conv" and "family" not in text
     args = [f"k={spec.k}" if is_plain else f"{spec.family} k={spec.k}"]
     if "kernel_size" in text:
         args.append(f"{spec.kernel_size}x{spec.kernel_size}")
@@ -46,7 +46,7 @@ def describe_block(
         args.append(f"{spec.pooling}-pooled" if spec.downsample > 1 else "not pooled")
     if "activation" in text:
         args.append(spec.activation)
-    if "squeeze" in text:
+    if "use_se" in text:
         args.append("squeezed" if spec.use_se else "not squeezed")
     if "dropout" in text:
         args.append(f"dropout={spec.dropout:g}")

@@ -141,7 +141,7 @@ def apply_identity_init(
         images.append(batch[0].cpu())
         if sum(map(len, images)) >= MIN_INIT_ROWS:
             break
-    how: dict[str, Any] = {"jitter": candidate.init_noise, "seed": candidate.train_config.seed}
+    how: dict[str, Any] = {"init_noise": candidate.init_noise, "seed": candidate.train_config.seed}
     init_as_identity(model, parent, torch.cat(images), **how)
 
 # %% ../../nbs/04_search/07_runner.ipynb #7bf129d5
