@@ -214,9 +214,9 @@ def _fit(
         sampler=loaders[0].sampler,
         drop_last=loaders[0].drop_last,
     )
-    trained = train(model, train_loader, DataLoader(parts[1], 256), plan, device=device)
+    trained = train(model, train_loader, DataLoader(parts[1], 64), plan, device=device)
     model.load_state_dict(trained.state_dict)
-    message = evaluate(model, DataLoader(_without(test_data, inputs), 256), device)
+    message = evaluate(model, DataLoader(_without(test_data, inputs), 64), device)
     catalogue = test_data.catalogue
     return Predictions(
         message.scores.numpy(), message.labels.numpy(), catalogue.groups, test_data.classes

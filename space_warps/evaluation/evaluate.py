@@ -78,7 +78,8 @@ def predict(
     device: str | torch.device | None = None,  # Where to compute; None takes the best there is
 ) -> Predictions:
     "Predict every row."
-    message = evaluate(saved_model.build(), DataLoader(dataset, 256), choose_device(device))
+    loader = DataLoader(dataset, 64)  # 256 rows need 0.3 GB more, for the same scores
+    message = evaluate(saved_model.build(), loader, choose_device(device))
     groups, classes = dataset.catalogue.groups, saved_model.architecture.classes
     return Predictions(message.scores.numpy(), message.labels.numpy(), groups, classes)
 
