@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from side_by_side import commit, machine, parse
+
 from space_warps.cli.config import Config, DataConfig
 from space_warps.dashboard.app import Dashboard
 from space_warps.dashboard.controller import RunController
@@ -33,7 +34,7 @@ from space_warps.search.events import (
     StepStarted,
     event_to_json,
 )
-from space_warps.search.history import Candidate, CandidateResult, Decision, Step
+from space_warps.search.records import Candidate, CandidateResult, Decision, Step
 from space_warps.training.config import EpochMetrics, TrainConfig
 
 FIRST = """

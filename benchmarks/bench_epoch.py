@@ -21,6 +21,12 @@ from unittest import mock
 import torch
 from reference_loop import PlainBlocks, ReferenceLoop, as_colour
 from side_by_side import Row, compare, own_process, parse, show
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from space_warps import train as training
+from space_warps.core import autocast, choose_precision, seeded
 from space_warps.data.augment import Augment
 from space_warps.data.dataset import measure_input_statistics
 from space_warps.data.loaders import create_train_val_dataloaders, iterate_batches
@@ -28,12 +34,6 @@ from space_warps.models.blocks import BlockSpec
 from space_warps.models.model import Architecture, ProgressiveModel
 from space_warps.training.config import TrainConfig, build_optimizer, build_schedule
 from space_warps.training.loop import evaluate, scheduled_step, train_epoch, train_step
-from torch import nn
-from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
-
-from space_warps import train as training
-from space_warps.core import autocast, choose_precision, seeded
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 PLAN = TrainConfig(epochs=10**4)

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from reference_loop import as_colour
 from side_by_side import Row, compare, parse, show
+
 from space_warps.data.augment import Augment
 from space_warps.data.catalogue import ReadOptions
 from space_warps.data.dataset import Space_Galaxi

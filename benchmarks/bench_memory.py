@@ -41,6 +41,8 @@ from typing import Any
 
 import numpy as np
 from side_by_side import Row, commit, machine, parse, show
+from torch.utils.data import DataLoader
+
 from space_warps.cli.main import main as space_warps
 from space_warps.data.audit import audit
 from space_warps.data.augment import Augment
@@ -57,7 +59,6 @@ from space_warps.search.config import FinalConfig, SearchConfig
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
 from space_warps.training.config import TrainConfig
-from torch.utils.data import DataLoader
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 SEED = 0

@@ -25,17 +25,18 @@ import numpy as np
 from bench_epoch import SAMPLE, Loaders, network_of
 from reference_loop import ReferenceLoop, as_colour
 from side_by_side import Row, own_process, parse, show
-from space_warps.data.augment import Augment
-from space_warps.data.loaders import EpochSampler, create_train_val_dataloaders
-from space_warps.models.blocks import BlockSpec
-from space_warps.search.config import SearchConfig, with_overrides
-from space_warps.search.events import CandidateEnded, CandidateStarted, Event
-from space_warps.search.history import Candidate, CandidateResult
-from space_warps.search.runner import LocalRunner
-from space_warps.search.search import search
 from torch.utils.data import DataLoader
 
 from space_warps.core import choose_device
+from space_warps.data.augment import Augment
+from space_warps.data.loaders import EpochSampler, create_train_val_dataloaders
+from space_warps.models.blocks import BlockSpec
+from space_warps.search.config import SearchConfig
+from space_warps.search.events import CandidateEnded, CandidateStarted, Event
+from space_warps.search.records import Candidate, CandidateResult
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
+from space_warps.search.settings import with_overrides
 
 PREFETCHED = 2  # batches that a worker prepares ahead, torch's default
 

@@ -39,6 +39,10 @@ from bench_epoch import Loaders
 from grown import split_catalogue
 from PIL import Image
 from side_by_side import commit, machine
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from space_warps.core import InputError, derive_seed, seeded, sha256_file, write_json
 from space_warps.data.augment import Augment
 from space_warps.data.dataset import Space_Galaxi
 from space_warps.data.loaders import create_train_val_dataloaders
@@ -47,19 +51,16 @@ from space_warps.evaluation.baselines import ResNet18
 from space_warps.evaluation.metrics import Predictions
 from space_warps.evaluation.metrics import summarize_metrics as figures_of
 from space_warps.models.blocks import BlockSpec
-from space_warps.search.config import SearchConfig, with_overrides
-from space_warps.search.history import Candidate, CandidateResult
+from space_warps.search.config import SearchConfig
+from space_warps.search.records import Candidate, CandidateResult
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
+from space_warps.search.settings import with_overrides
 from space_warps.search.strategies import registered_strategies
 from space_warps.search.surrogate import rank_correlation
 from space_warps.training.calibration import fit_temperature
 from space_warps.training.config import TrainConfig
 from space_warps.training.loop import evaluate, train
-from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
-
-from space_warps.core import InputError, derive_seed, seeded, sha256_file, write_json
 
 SPACE: dict[str, Any] = {
     "space.families": ("conv", "residual", "separable", "inception"),

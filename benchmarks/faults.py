@@ -25,6 +25,9 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+
+from space_warps import core, journal
+from space_warps.core import InputError, sha256_file
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.saved_model import load_model
 from space_warps.runs.artifacts import read_val_rows
@@ -36,9 +39,6 @@ from space_warps.runs.tree import RunTree
 from space_warps.search.config import FinalConfig, SearchConfig
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
-
-from space_warps import core, journal
-from space_warps.core import InputError, sha256_file
 
 CONFIG = SearchConfig(
     max_layers=2, k_candidates=(3, 4), epochs_per_eval=2, final=FinalConfig(epochs=4)

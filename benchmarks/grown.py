@@ -17,15 +17,17 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
+from torch.utils.data import DataLoader
+
 from space_warps.data.augment import Augment
 from space_warps.data.dataset import Space_Galaxi
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.evaluation.metrics import METRICS, Predictions, summarize_metrics
-from space_warps.search.config import PLAIN_PRESET, SearchConfig, config_diff, with_overrides
+from space_warps.search.config import PLAIN_PRESET, SearchConfig
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
+from space_warps.search.settings import config_diff, with_overrides
 from space_warps.training.loop import evaluate
-from torch.utils.data import DataLoader
 
 NUM_FOLDS = 5
 

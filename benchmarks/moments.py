@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import space_warps.training.loop as training
 import torch
 from side_by_side import commit, machine
+
+import space_warps.training.loop as training
+from space_warps.core import write_json
 from space_warps.data.augment import Augment
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.blocks import BlockSpec
 from space_warps.models.saved_model import SavedModel, snapshot_of
 from space_warps.search.config import SearchConfig
-from space_warps.search.history import Candidate
+from space_warps.search.records import Candidate
 from space_warps.search.runner import LocalRunner, init_model
-
-from space_warps.core import write_json
 
 Moments = dict[str, dict[str, torch.Tensor]]
 

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from recipe import BASE, Choice, build, fit
 from side_by_side import commit, machine
+from torch.utils.data import DataLoader
+
 from space_warps.data.dataset import Space_Galaxi
 from space_warps.data.loaders import EpochSampler
 from space_warps.data.simulate import simulate
 from space_warps.models.blocks import BlockSpec
 from space_warps.search.significance import standard_error
 from space_warps.training.loop import evaluate
-from torch.utils.data import DataLoader
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 IMAGES_SEEN = 120_000  # By each training

@@ -16,6 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from space_warps.core import autocast, deterministic, seeded
 from space_warps.data.augment import NO_AUGMENT, STRONG_AUGMENT, Augment
 from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
 from space_warps.data.loaders import EpochSampler, iterate_batches
@@ -24,12 +30,6 @@ from space_warps.models.cutout_encoder import ImageEncoder
 from space_warps.models.model import Architecture, ProgressiveModel
 from space_warps.training.config import TrainConfig, build_optimizer, build_schedule
 from space_warps.training.loop import evaluate, prepare_model
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
-
-from space_warps.core import autocast, deterministic, seeded
 
 
 @dataclass(frozen=True)

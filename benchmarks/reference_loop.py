@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
 from space_warps.data.augment import Augment
 from space_warps.data.dataset import Space_Galaxi
 from space_warps.data.loaders import EpochSampler
 from space_warps.models.model import ProgressiveModel
 from space_warps.training.config import TrainConfig
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 
 class PlainDataset(Dataset[tuple[Tensor, int, Tensor]]):

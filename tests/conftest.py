@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from space_warps.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import Tiny
 from PIL import Image
-from space_warps.cli.main import main
-from space_warps.runs.state import read_history
 
+from space_warps.cli.main import main
 from space_warps.core import write_atomic
+from space_warps.runs.state import read_history
 
 QUICK = [
     "search.max_layers=1",

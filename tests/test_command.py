@@ -14,8 +14,10 @@ import pytest
 from conftest import ROOT, Tiny
 from omegaconf import OmegaConf
 from PIL import Image
+
 from space_warps.cli.config import read_config, to_config
 from space_warps.cli.main import main
+from space_warps.core import from_json, sha256_file
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.saved_model import load_model
 from space_warps.runs.environment import describe_environment
@@ -26,8 +28,6 @@ from space_warps.search.events import CandidateEnded, Event
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
 from space_warps.training.loop import evaluate
-
-from space_warps.core import from_json, sha256_file
 
 FILES = {
     ".lock",

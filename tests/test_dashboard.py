@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pytest
 from PIL import Image
+
 from space_warps.cli.commands import make_runner
 from space_warps.cli.config import read_run_config
 from space_warps.cli.datasets import catalogue_paths, read_loaders

@@ -21,11 +21,11 @@ import reference
 import structure
 import torch
 from conftest import Tiny
-from space_warps.cli.config import known_keys
-from space_warps.cli.main import COMMANDS, main
 from test_layers import write_tree
 
 from space_warps import __version__
+from space_warps.cli.config import known_keys
+from space_warps.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT / "nbs/index.ipynb"

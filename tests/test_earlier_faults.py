@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Catalogue, Tiny
+
 from space_warps.data.augment import STRONG_AUGMENT, Augment
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.blocks import BlockSpec
@@ -20,12 +21,12 @@ from space_warps.search.config import (
     SearchConfig,
     SelectionConfig,
     TrainingConfig,
-    with_overrides,
 )
 from space_warps.search.events import CandidateEnded, Event, SearchEnded
 from space_warps.search.history import SearchHistory
 from space_warps.search.runner import LocalRunner, TrainedCandidate, init_model
 from space_warps.search.search import progressive_architecture_search, search
+from space_warps.search.settings import with_overrides
 from space_warps.search.step import propose_candidates
 from space_warps.training.config import TrainConfig
 from space_warps.training.loop import evaluate, train

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tiny, grow
+from torch import nn
+
 from space_warps.cli.main import main
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.runs.state import read_history
@@ -19,7 +21,6 @@ from space_warps.search.config import SearchConfig
 from space_warps.search.runner import LocalRunner
 from space_warps.training.config import TrainConfig
 from space_warps.training.loop import train
-from torch import nn
 
 QUICK = [
     "search.k_candidates=[4,6]",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Tiny, write_tiny
+
 from space_warps.data import image_store
 from space_warps.data.audit import audit
 from space_warps.data.catalogue import ReadOptions

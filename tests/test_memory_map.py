@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Tiny
+from torch.utils.data import DataLoader
+
+from space_warps import images, objects, resident
 from space_warps.data.augment import Augment
 from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
 from space_warps.data.image_store import MemmapImages, load_images
@@ -19,9 +22,6 @@ from space_warps.models.saved_model import snapshot_of, state_dict_to_bytes
 from space_warps.search.config import FinalConfig, SearchConfig
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
-from torch.utils.data import DataLoader
-
-from space_warps import images, objects, resident
 
 QUICK = SearchConfig(
     max_layers=1, k_candidates=(4,), epochs_per_eval=1, final=FinalConfig(epochs=1)

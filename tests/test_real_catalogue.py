@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Catalogue
+
 from space_warps.cli.main import main
 from space_warps.data.audit import audit
 from space_warps.data.loaders import create_train_val_dataloaders

@@ -15,7 +15,9 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import ROOT, Tiny, grow
+
 from space_warps.cli.main import main
+from space_warps.core import sha256_file
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.runs.artifacts import read_val_rows
 from space_warps.runs.environment import describe_environment
@@ -26,8 +28,6 @@ from space_warps.runs.tree import RunTree
 from space_warps.search.config import FinalConfig, SearchConfig, TrainingConfig
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
-
-from space_warps.core import sha256_file
 
 QUICK = [
     "search.max_layers=2",

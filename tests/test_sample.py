@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 from conftest import ROOT, Catalogue
+
 from space_warps.data.catalogue import read_catalogue
 
 SAMPLE = ROOT / "data/sample"

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tiny, grow
+
 from space_warps.cli.main import main
+from space_warps.core import InputError
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.blocks import block_families
 from space_warps.models.complexity import Latency, LatencyTimer
@@ -29,8 +31,6 @@ from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
 from space_warps.search.space import CandidateProposal
 from space_warps.search.strategies import find_strategy, register_strategy, strategies
-
-from space_warps.core import InputError
 
 WIDE = [
     "data.features=[]",

@@ -8,26 +8,26 @@ from typing import Any
 
 import pytest
 from conftest import grow, write_tiny
+
 from space_warps.cli.main import main
+from space_warps.core import from_json, to_json
 from space_warps.data.dataset import InputStatistics
 from space_warps.models.blocks import BlockSpec
 from space_warps.models.model import Architecture
 from space_warps.runs.journal import event_line, read_events
 from space_warps.search.config import SearchConfig
 from space_warps.search.events import EVENT_NAMES, Event
-from space_warps.search.history import (
+from space_warps.search.history import SearchHistory
+from space_warps.search.records import (
     Backtrack,
     Candidate,
     CandidateResult,
     Decision,
     FinalTraining,
-    SearchHistory,
     Step,
 )
 from space_warps.search.significance import PairedTest
 from space_warps.training.config import EpochMetrics, TrainConfig
-
-from space_warps.core import from_json, to_json
 
 BLOCK = BlockSpec(8)
 PLAN = TrainConfig(new_layer_lr_factor=2.0)

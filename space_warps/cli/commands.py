@@ -26,6 +26,7 @@ from space_warps.cli.datasets import (
     test_catalogue_paths,
     test_share_writer,
 )
+from ..core import InputError, choose_device, write_json
 from ..data.audit import audit
 from ..data.catalogue import Catalogue
 from ..data.simulate import sample_catalogue, simulate
@@ -50,8 +51,6 @@ from ..search.parallel import ParallelRunner
 from ..search.runner import LocalRunner, Runner
 from ..search.search import search
 from ..search.strategies import find_names, load_names
-
-from ..core import InputError, choose_device, write_json
 
 # %% ../../nbs/10_cli/04_commands.ipynb #68e6e680
 def run_search(

@@ -22,18 +22,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from ..data.augment import Augment
-from space_warps.search.config import (
-    PLAIN_PRESET,
-    SearchConfig,
-    closest_name,
-    config_diff,
-    list_settings,
-    with_overrides,
-)
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ..core import InputError
+from ..data.augment import Augment
+from ..search.config import PLAIN_PRESET, SearchConfig
+from ..search.settings import closest_name, config_diff, list_settings, with_overrides
 
 # %% ../../nbs/10_cli/01_config.ipynb #5710f455
 @dataclass(frozen=True)

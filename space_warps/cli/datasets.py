@@ -11,7 +11,10 @@ import json
 import sys
 from pathlib import Path
 
+from torch.utils.data import DataLoader
+
 from .config import Config, DataConfig
+from ..core import InputError, sha256_file, write_atomic
 from ..data.catalogue import Catalogue, ReadOptions
 from ..data.dataset import Batch, Space_Galaxi
 from ..data.loaders import Split, hold_out, split_loaders
@@ -20,9 +23,6 @@ from ..evaluation.evaluate import overlaps_training, read_labelled
 from ..evaluation.metrics import class_weights
 from ..models.model import Architecture
 from ..search.events import Event, Observer, SearchStarted
-from torch.utils.data import DataLoader
-
-from ..core import InputError, sha256_file, write_atomic
 
 # %% ../../nbs/10_cli/03_datasets.ipynb #01708d2a
 Loaders = tuple[DataLoader[Batch], DataLoader[Batch]]  # Training, validation

@@ -11,15 +11,14 @@ from pathlib import Path
 from .commands import make_runner
 from .config import Config
 from .datasets import catalogue_paths, read_loaders
+from ..core import InputError
 from ..runs.environment import describe_environment, environment_changes
 from ..runs.folder import record_backtrack
 from ..runs.resume import RunResumeState
 from ..runs.state import read_run_state, resumable_history
 from ..runs.tree import RunTree, describe_tree
-from ..search.history import Backtrack
+from ..search.records import Backtrack
 from ..search.replay import describe_differences, replay
-
-from ..core import InputError
 
 # %% ../../nbs/10_cli/05_history_commands.ipynb #0d62f6f2
 def run_tree(

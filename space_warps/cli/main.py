@@ -14,6 +14,7 @@ from importlib.metadata import version
 from types import FrameType
 
 from omegaconf import OmegaConf
+
 from .commands import run_audit, run_evaluate, run_report, run_search, run_simulate
 from .config import key_descriptions, known_keys, read_config, to_config
 from .history_commands import run_branch, run_replay, run_tree, run_undo
@@ -23,7 +24,6 @@ from space_warps.cli.overrides import (
     given_keys,
     given_search_settings,
 )
-
 from ..core import InputError
 
 # %% ../../nbs/10_cli/06_main.ipynb #510f74e4

@@ -16,7 +16,6 @@ from space_warps.cli.config import (
     value_of,
     with_keys,
 )
-
 from ..core import InputError, to_json
 
 # %% ../../nbs/10_cli/02_overrides.ipynb #4394f911

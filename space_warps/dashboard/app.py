@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
 from ..cli.config import Config
+from ..core import InputError
 from .controller import RunController, audit_rows, latest_run, runs_in
 from .figures import FigureSet, save_figures
 from .inspection import current_model, explain_prediction, model_of
@@ -34,11 +36,9 @@ from .session import root_cause
 from .tasks import TaskRunner, Thread
 from .views import AS_ACCEPTED, FigureWidget
 from ..evaluation.evaluate import describe_evaluation
-from ..search.history import CandidateResult, Decision, Step, best_result
+from ..search.records import CandidateResult, Decision, Step, best_result
 from ..search.selection import fully_trained
 from ..training.loop import Interrupted
-
-from ..core import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..cli.config import Config
 from ..cli.datasets import catalogue_paths
 from ..search.config import SearchConfig
-from ..search.history import Backtrack, Decision
+from ..search.records import Backtrack, Decision
 from ..search.search import Choice
 
 # %% ../../nbs/11_dashboard/04_code_export.ipynb #265fd824
@@ -75,7 +75,8 @@ def as_code(
     )
     message = "".join(f"    {decision_to_code(item)}\n" for item in decisions)
     return f"""from space_warps import Augment, LocalRunner, SearchConfig, create_train_val_dataloaders
-from space_warps.search.history import Decision, Turn
+from space_warps.search.history import Turn
+from space_warps.search.records import Decision
 from space_warps.runs.repeat import repeat
 from space_warps.search.search import search
 from space_warps.search.config import {", ".join(groups)}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+
 from ..cli.commands import evaluate_on, make_runner
 from ..cli.config import Config, read_run_config, to_tree
 from space_warps.cli.datasets import (
@@ -26,6 +27,7 @@ from space_warps.cli.datasets import (
     test_catalogue_paths,
     test_share_writer,
 )
+from ..core import InputError
 from .code_export import as_code
 from space_warps.dashboard.inspection import (
     DatasetPredictions,
@@ -42,12 +44,11 @@ from ..reports.html import write_report
 from ..runs.environment import describe_environment
 from ..runs.folder import check_finished
 from ..runs.monitor import RunMonitor
-from ..search.config import SearchConfig, config_diff
-from ..search.history import Backtrack, Step
+from ..search.config import SearchConfig
+from ..search.records import Backtrack, Step
 from ..search.runner import Runner
+from ..search.settings import config_diff
 from ..search.strategies import find_names, load_names
-
-from ..core import InputError
 
 # %% ../../nbs/11_dashboard/06_controller.ipynb #3449cad4
 def latest_run(

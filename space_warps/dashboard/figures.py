@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from ..core import InputError, write_atomic
 from .controller import RunController
 from .inspection import changed_by
 from .views import FigureWidget
@@ -30,9 +32,7 @@ from space_warps.reports.plots import (
     plot_pareto,
     to_png,
 )
-from ..search.history import CandidateResult, best_result
-
-from ..core import InputError, write_atomic
+from ..search.records import CandidateResult, best_result
 
 # %% ../../nbs/11_dashboard/07_figures.ipynb #e8be750f
 class FigureSet:

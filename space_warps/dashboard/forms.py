@@ -20,12 +20,11 @@ from space_warps.cli.config import (
     value_of,
     with_keys,
 )
+from ..core import InputError, choose_device
 from ..data.loaders import check_share
 from ..models.blocks import registered_families
 from ..search.config import CHOICE_LISTS, CHOICES
 from ..search.strategies import registered_strategies
-
-from ..core import InputError, choose_device
 
 try:
     import ipywidgets as widgets

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+
+from ..core import InputError
 from ..data.dataset import Space_Galaxi
 from ..models.complexity import LatencyTimer
 from ..models.saved_model import SavedModel
@@ -24,12 +26,11 @@ from ..runs.monitor import RunMonitor
 from ..runs.state import resumable_history, stored_model, stored_scores
 from ..search.config import SearchConfig
 from ..search.cost_estimate import estimate_seconds, untrained_candidates
-from ..search.history import CandidateResult, SearchHistory, Step
+from ..search.history import SearchHistory
+from ..search.records import CandidateResult, Step
 from ..search.runner import Runner, TrainedCandidate
 from ..search.state import SearchState as SearchPath
 from ..search.state import stop_reason
-
-from ..core import InputError
 
 # %% ../../nbs/11_dashboard/02_inspection.ipynb #6d42e8fb
 def current_model(

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
+
 from ..cli.config import Config
+from ..core import InputError
 from .figures import FigureSet
 from .forms import AUGMENT_LABELS, DATA_LABELS, SEARCH_LABELS, Form
 from .views import STYLE, FigureWidget
-
-from ..core import InputError
 
 # %% ../../nbs/11_dashboard/08_layout.ipynb #dcbb897b
 def button(

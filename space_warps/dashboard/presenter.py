@@ -22,7 +22,7 @@ from space_warps.dashboard.views import (
 )
 from ..runs.monitor import RunMonitor
 from ..search.formatting import candidate_label
-from ..search.history import best_result
+from ..search.records import best_result
 from ..search.selection import fully_trained
 
 # %% ../../nbs/11_dashboard/09_presenter.ipynb #d0d23c52

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core import InputError
 from ..models.complexity import LatencyTimer
 from ..reports.html import write_report
 from ..runs.folder import RunFolder, record_backtrack
@@ -22,13 +23,11 @@ from ..runs.state import RunState, read_run_state, resumable_history
 from ..search.budget import check_backtrack
 from ..search.config import SearchConfig
 from ..search.events import Observer
-from ..search.history import Backtrack, Decision, Step
+from ..search.records import Backtrack, Decision, Step
 from ..search.runner import Runner
 from ..search.search import Choice, search
 from ..search.selection import apply_decision
 from ..training.loop import Interrupted
-
-from ..core import InputError
 
 # %% ../../nbs/11_dashboard/01_session.ipynb #daaea748
 def root_cause(

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, get_args
 
-from .session import root_cause
-
 from ..core import InputError
+from .session import root_cause
 
 # %% ../../nbs/11_dashboard/10_tasks.ipynb #d61b38a3
 Thread = Literal["reading", "computing", "drawing", "writing"]

@@ -14,13 +14,16 @@ from typing import Any
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
+
 from .session import SessionState
 from ..reports.diagrams import path_to
 from ..reports.plots import DARK_FILTER, to_png
 from ..runs.monitor import RunMonitor
 from ..runs.state import CandidateProgress
 from ..search.formatting import candidate_label
-from ..search.history import CandidateResult, SearchHistory, Step, accuracy_interval
+from ..search.history import SearchHistory
+from ..search.records import CandidateResult, Step
+from ..search.significance import accuracy_interval
 
 # %% ../../nbs/11_dashboard/05_views.ipynb #bd26d578
 def format_duration(

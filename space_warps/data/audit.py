@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from torch import Tensor
+
 from space_warps.data.catalogue import (
     DEFAULT_READ_OPTIONS,
     REQUIRED_COLUMNS,
@@ -34,7 +36,6 @@ from space_warps.data.image_statistics import (
 )
 from .image_store import MemmapImages, load_images
 from .tables import check_columns, parse_numbers, read_table
-from torch import Tensor
 
 # %% ../../nbs/01_data/12_audit.ipynb #60ff5fae
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from ..core import InputError
 from .groups import digest_files, group_objects
 from space_warps.data.tables import (
     OnBadRow,
@@ -25,8 +27,6 @@ from space_warps.data.tables import (
     raise_or_skip,
     read_table,
 )
-
-from ..core import InputError
 
 # %% ../../nbs/01_data/03_catalogue.ipynb #a0178529
 def find_sentinels(

@@ -18,13 +18,13 @@ from typing import Any, Protocol, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from .catalogue import Catalogue, ReadOptions, read_catalogue
-from .image_store import ImageStore, MemmapImages, load_images
-from .tables import OnBadRow, raise_or_skip
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core import seeded
+from .catalogue import Catalogue, ReadOptions, read_catalogue
+from .image_store import ImageStore, MemmapImages, load_images
+from .tables import OnBadRow, raise_or_skip
 
 # %% ../../nbs/01_data/06_dataset.ipynb #06037193
 class BatchTransform(Protocol):

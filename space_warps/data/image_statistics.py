@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_score
-from .image_store import MemmapImages, iter_chunks
 from torch import Tensor
+
+from .image_store import MemmapImages, iter_chunks
 
 # %% ../../nbs/01_data/11_image_statistics.ipynb #d8ec54b3
 def image_ceiling(

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from .catalogue import DEFAULT_READ_OPTIONS, ReadOptions
-from .images import Shape, UnusableImage, common_shape, decode_into, read_shape
 from torch import Tensor
 
 from ..core import cache_folder, write_json
+from .catalogue import DEFAULT_READ_OPTIONS, ReadOptions
+from .images import Shape, UnusableImage, common_shape, decode_into, read_shape
 
 # %% ../../nbs/01_data/05_image_store.ipynb #243bb1e2
 KEPT = 2**26  # Bytes that may stay resident

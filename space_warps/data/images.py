@@ -20,6 +20,7 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from astropy.visualization import AsinhStretch, AsymmetricPercentileInterval
 from PIL import Image, UnidentifiedImageError
+
 from .groups import map_in_threads
 
 # %% ../../nbs/01_data/04_images.ipynb #1ea037be

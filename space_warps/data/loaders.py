@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.model_selection import StratifiedShuffleSplit
+from torch.utils.data import DataLoader, Sampler
+
+from ..core import InputError, derive_seed, generator_at
 from .augment import Augment
 from .catalogue import ReadOptions
 from .dataset import Batch, Space_Galaxi, Transform
 from .groups import count_votes
 from .tables import OnBadRow
-from torch.utils.data import DataLoader, Sampler
-
-from ..core import InputError, derive_seed, generator_at
 
 # %% ../../nbs/01_data/08_loaders.ipynb #3e553107
 def split_groups(

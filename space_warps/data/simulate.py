@@ -16,6 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
+from tqdm.auto import tqdm
+
+from ..core import InputError, cache_folder, derive_seed
 from space_warps.data.sky import (
     POPULATIONS,
     POPULATIONS_VERSION,
@@ -24,9 +27,6 @@ from space_warps.data.sky import (
     draw_object,
     to_jpeg,
 )
-from tqdm.auto import tqdm
-
-from ..core import InputError, cache_folder, derive_seed
 
 # %% ../../nbs/01_data/10_simulate.ipynb #e963ca91
 def draw_redshift(

@@ -19,6 +19,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import QuantileTransformer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..core import choose_device, seeded
 from ..data.augment import orientations
 from ..data.dataset import Batch, Space_Galaxi
 from ..data.image_statistics import image_statistics
@@ -29,10 +33,6 @@ from ..models.cutout_encoder import ImageEncoder
 from ..models.model import Architecture, ProgressiveModel
 from ..training.config import TrainConfig
 from ..training.loop import DivergedError, evaluate, train
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
-from ..core import choose_device, seeded
 
 logger = logging.getLogger(__name__)
 

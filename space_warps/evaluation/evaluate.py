@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.data import DataLoader
+
+from ..core import InputError, choose_device, sha256_file, write_atomic, write_json
 from ..data.catalogue import DEFAULT_READ_OPTIONS, Catalogue, ReadOptions
 from ..data.dataset import Space_Galaxi
 from ..data.groups import count_votes, digest_files, group_objects
@@ -33,9 +36,6 @@ from space_warps.evaluation.metrics import (
 from ..models.model import Architecture
 from ..models.saved_model import SavedModel, load_model
 from ..training.loop import evaluate
-from torch.utils.data import DataLoader
-
-from ..core import InputError, choose_device, sha256_file, write_atomic, write_json
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #a4c556ef
 def read_labelled(

@@ -21,10 +21,10 @@ from sklearn.metrics import (
     roc_auc_score,
     roc_curve,
 )
-from ..data.image_store import MemmapImages, iter_chunks
 from torch import Tensor
 
 from ..core import InputError
+from ..data.image_store import MemmapImages, iter_chunks
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #93286ddd
 Array = npt.NDArray[Any]

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from .registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core import InputError, coerce_numbers, json_key
+from .registry import Registry
 
 # %% ../../nbs/02_models/02_blocks.ipynb #6679e9c3
 POOLINGS = ("max", "avg", "stride")

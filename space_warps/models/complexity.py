@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from .blocks import BlockBuilder, find_builder
-from .model import Architecture, ProgressiveModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core import deterministic, seeded
+from .blocks import BlockBuilder, find_builder
+from .model import Architecture, ProgressiveModel
 
 # %% ../../nbs/02_models/08_complexity.ipynb #6b7f4997
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from ..data.catalogue import find_sentinels, sentinel_pairs
 from torch import Tensor, nn
+
+from ..data.catalogue import find_sentinels, sentinel_pairs
 
 # %% ../../nbs/02_models/03_encoders.ipynb #baf793e5
 def bin_positions(

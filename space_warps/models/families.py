@@ -12,6 +12,9 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from ..core import InputError
 from space_warps.models.blocks import (
     ACTIVATIONS,
     Block,
@@ -20,9 +23,6 @@ from space_warps.models.blocks import (
     register_block,
     tail_layers,
 )
-from torch import Tensor, nn
-
-from ..core import InputError
 
 # %% ../../nbs/02_models/05_families.ipynb #a266a0e6
 def conv_norm_act(

@@ -7,6 +7,9 @@ __all__ = ['can_start_as_identity', 'can_widen_exactly', 'check_capabilities', '
 
 # %% ../../nbs/02_models/10_identity_init.ipynb #0020d83e
 import torch
+from torch import Tensor, nn
+
+from ..core import InputError, generator_at, seeded
 from space_warps.models.blocks import (
     BlockContractError,
     BlockSpec,
@@ -17,9 +20,6 @@ from space_warps.models.blocks import (
 from .model import ProgressiveModel
 from .saved_model import SavedModel
 from .weight_transfer import split_copies, tile_channels
-from torch import Tensor, nn
-
-from ..core import InputError, generator_at, seeded
 
 # %% ../../nbs/02_models/10_identity_init.ipynb #efda2d32
 def can_start_as_identity(

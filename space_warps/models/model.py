@@ -8,16 +8,16 @@ __all__ = ['Architecture', 'check_features', 'ProgressiveModel']
 # %% ../../nbs/02_models/06_model.ipynb #e5eec79d
 from dataclasses import dataclass, field, replace
 
-import space_warps.models.families  # noqa: F401  the families are registered when it is imported
 import torch
+from torch import Tensor, nn
+
+import space_warps.models.families  # noqa: F401  the families are registered when it is imported
+from ..core import InputError, json_key
 from ..data.augment import orientations
 from ..data.dataset import InputStatistics
 from .blocks import BlockSpec, MapShape, block_output_shape, build_block
 from .cutout_encoder import GaussianWindowPool, ImageEncoder
 from .encoders import FeatureEncoder, build_projector
-from torch import Tensor, nn
-
-from ..core import InputError, json_key
 
 # %% ../../nbs/02_models/06_model.ipynb #b95795ed
 @dataclass(frozen=True)

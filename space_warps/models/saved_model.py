@@ -17,7 +17,6 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from .model import Architecture, ProgressiveModel
 from torch import Tensor, nn
 
 from space_warps.core import (
@@ -29,6 +28,7 @@ from space_warps.core import (
     write_atomic,
     write_json,
 )
+from .model import Architecture, ProgressiveModel
 
 # %% ../../nbs/02_models/07_saved_model.ipynb #5acefe8d
 StateDict = Mapping[str, Tensor]

@@ -7,11 +7,11 @@ __all__ = ['tile_channels', 'add_noise', 'split_copies', 'transfer_weights']
 
 # %% ../../nbs/02_models/09_weight_transfer.ipynb #44a2b75c
 import torch
-from .model import Architecture
-from .saved_model import StateDict
 from torch import Tensor
 
 from ..core import generator_at
+from .model import Architecture
+from .saved_model import StateDict
 
 # %% ../../nbs/02_models/09_weight_transfer.ipynb #0b2b8b4d
 def tile_channels(

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 from scipy.special import softmax
+from torch import Tensor
+
 from ..data.augment import Augment
 from ..data.dataset import Space_Galaxi
 from space_warps.reports.plots import (
@@ -31,7 +33,6 @@ from space_warps.reports.plots import (
     new_figure,
     plain_text,
 )
-from torch import Tensor
 
 # %% ../../nbs/07_reports/05_cutouts.ipynb #e9c5c707
 def tile_cutouts(

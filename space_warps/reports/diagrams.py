@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from ..core import InputError
 from ..models.blocks import BlockSpec, MapShape, block_output_shape, build_block
 from ..models.model import Architecture
 from .plots import BLUE, GREY, ORANGE, new_figure
 from ..runs.state import RunState
-
-from ..core import InputError
 
 # %% ../../nbs/07_reports/04_diagrams.ipynb #d7effcc9
 @functools.lru_cache(maxsize=4096)

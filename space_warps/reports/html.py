@@ -15,6 +15,8 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+
+from ..core import write_atomic
 from ..evaluation.evaluate import stored_evaluation
 from ..evaluation.metrics import format_share
 from space_warps.reports.plots import (
@@ -37,8 +39,6 @@ from ..runs.state import RunState, resumable_history
 from ..search.formatting import describe_candidate
 from ..search.history import SearchHistory
 from ..search.pareto import NUM_MACS, NUM_PARAMS
-
-from ..core import write_atomic
 
 # %% ../../nbs/07_reports/03_html.ipynb #592fb00f
 def plot_confusion(

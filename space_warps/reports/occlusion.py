@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
-from ..models.model import ProgressiveModel
-from .plots import LABEL_SIZE, SKY, SKY_TEXT, TICK_SIZE, new_figure, plain_text
 from torch import Tensor
 
 from ..core import InputError, deterministic
+from ..models.model import ProgressiveModel
+from .plots import LABEL_SIZE, SKY, SKY_TEXT, TICK_SIZE, new_figure, plain_text
 
 # %% ../../nbs/07_reports/06_occlusion.ipynb #a35677b6
 def occlusion_map(

@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
 from ..search.formatting import candidate_label, searched_dimensions
-from ..search.history import Candidate, CandidateResult, SearchHistory, accuracy_interval
+from ..search.history import SearchHistory
 from space_warps.search.pareto import (
     LOG_LOSS,
     NUM_PARAMS,
@@ -27,6 +28,8 @@ from space_warps.search.pareto import (
     pareto_results,
     with_objectives,
 )
+from ..search.records import Candidate, CandidateResult
+from ..search.significance import accuracy_interval
 from ..training.config import EpochMetrics
 
 # %% ../../nbs/07_reports/01_plots.ipynb #bfcc9f2b

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core import from_json, to_json, write_atomic, write_json
 from ..models.blocks import BlockSpec
 from .plots import plot_accuracy_vs_depth, plot_pareto, to_png
 from ..search.budget import epochs_spent
@@ -21,17 +22,11 @@ from space_warps.search.formatting import (
     searched_dimensions,
 )
 from ..search.halving import why_dropped
-from space_warps.search.history import (
-    CandidateResult,
-    FinalTraining,
-    SearchHistory,
-    Step,
-    accuracy_interval,
-)
+from ..search.history import SearchHistory
 from ..search.pareto import NUM_MACS, NUM_PARAMS, Objective, pareto_results
+from ..search.records import CandidateResult, FinalTraining, Step
+from ..search.significance import accuracy_interval
 from ..search.surrogate import rank_correlation
-
-from ..core import from_json, to_json, write_atomic, write_json
 
 # %% ../../nbs/07_reports/02_summary.ipynb #c6f53227
 def summarize(

@@ -14,13 +14,13 @@ from pathlib import Path
 import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from ..core import InputError, write_atomic
 from ..data.loaders import ValidationRows
 from ..models.saved_model import state_dict_to_bytes
 from ..search.events import CandidateEnded, EpochEnded
 from ..training.checkpoint import checkpoint_to_bytes
-from torch import Tensor
-
-from ..core import InputError, write_atomic
 
 # %% ../../nbs/06_runs/04_artifacts.ipynb #772e28f2
 def read_tensors(

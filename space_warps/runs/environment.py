@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ..data.dataset import Batch, Space_Galaxi
 from torch.utils.data import DataLoader
 
 from ..core import sha256_file
+from ..data.dataset import Batch, Space_Galaxi
 
 # %% ../../nbs/06_runs/01_environment.ipynb #e6023fb2
 PACKAGES = (

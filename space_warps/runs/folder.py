@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..core import InputError, sha256_file, write_atomic, write_json
 from ..models.complexity import measure_latency
 from ..models.saved_model import load_model, save_model
 from space_warps.runs.artifacts import (
@@ -39,10 +40,9 @@ from space_warps.search.events import (
     StepStarted,
     event_to_json,
 )
-from ..search.history import Backtrack, SearchHistory
+from ..search.history import SearchHistory
 from ..search.pareto import pareto_results
-
-from ..core import InputError, sha256_file, write_atomic, write_json
+from ..search.records import Backtrack
 
 # %% ../../nbs/06_runs/08_folder.ipynb #e1e7fecc
 def check_new_folder(

@@ -8,6 +8,8 @@ __all__ = ['describe_decision', 'describe_step', 'describe_final_training', 'Pro
 # %% ../../nbs/06_runs/02_progress.ipynb #b75627fa
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from ..search.budget import describe_cost, describe_step_cost
 from ..search.config import SearchConfig
 from space_warps.search.events import (
@@ -24,15 +26,8 @@ from space_warps.search.events import (
     StepStarted,
 )
 from ..search.formatting import describe_candidate
-from space_warps.search.history import (
-    Candidate,
-    CandidateResult,
-    FinalTraining,
-    Role,
-    Step,
-    accuracy_interval,
-)
-from tqdm.auto import tqdm
+from ..search.records import Candidate, CandidateResult, FinalTraining, Role, Step
+from ..search.significance import accuracy_interval
 
 # %% ../../nbs/06_runs/02_progress.ipynb #7ad84b6a
 def describe_decision(

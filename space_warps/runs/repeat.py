@@ -8,7 +8,7 @@ __all__ = ['repeat_decisions']
 # %% ../../nbs/06_runs/11_repeat.ipynb #cf6d34dd
 from collections.abc import Sequence
 
-from ..search.history import Backtrack, Step
+from ..search.records import Backtrack, Step
 from ..search.search import Choice, DecisionCallback
 
 # %% ../../nbs/06_runs/11_repeat.ipynb #55caba62

@@ -9,6 +9,7 @@ __all__ = ['RunResumeState']
 from dataclasses import replace
 from pathlib import Path
 
+from ..core import InputError
 from ..models.saved_model import SavedModel
 from .artifacts import read_checked
 from space_warps.runs.state import (
@@ -17,11 +18,10 @@ from space_warps.runs.state import (
     stored_model,
     stored_scores,
 )
-from ..search.history import Candidate, SearchHistory
+from ..search.history import SearchHistory
+from ..search.records import Candidate
 from ..search.runner import TrainedCandidate
 from ..training.checkpoint import Checkpoint, checkpoint_from_bytes
-
-from ..core import InputError
 
 # %% ../../nbs/06_runs/07_resume.ipynb #abfc68a7
 class RunResumeState:

@@ -11,25 +11,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from ..core import InputError, from_json
 from ..models.model import Architecture
 from ..models.saved_model import SavedModel
 from .artifacts import LazyStateDict, read_tensors
 from .journal import read_events
 from ..search.config import SearchConfig
-from space_warps.search.history import (
+from ..search.history import SearchHistory
+from ..search.pareto import pareto_results
+from space_warps.search.records import (
     Backtrack,
     Candidate,
     CandidateResult,
     Decision,
     FinalTraining,
-    SearchHistory,
     Step,
 )
-from ..search.pareto import pareto_results
 from ..training.config import EpochMetrics
-from torch import Tensor
-
-from ..core import InputError, from_json
 
 # %% ../../nbs/06_runs/05_state.ipynb #97e1bc76
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..core import InputError, canonical_json, to_json
 from ..search.config import SearchConfig
 from space_warps.search.events import (
     CandidateEnded,
@@ -27,10 +28,8 @@ from space_warps.search.events import (
     StepEnded,
     isolate_errors,
 )
-from ..search.history import CandidateResult, Step
+from ..search.records import CandidateResult, Step
 from ..training.config import EpochMetrics
-
-from ..core import InputError, canonical_json, to_json
 
 logger = logging.getLogger(__name__)
 

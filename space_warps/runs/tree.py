@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
+
+from ..core import InputError
 from ..models.model import ProgressiveModel
 from .artifacts import read_val_rows
 from .progress import describe_final_training, describe_step
@@ -20,11 +23,9 @@ from space_warps.runs.state import (
     stored_model,
     stored_scores,
 )
-from ..search.history import Backtrack, CandidateResult, SearchHistory
+from ..search.history import SearchHistory
+from ..search.records import Backtrack, CandidateResult
 from ..search.significance import PairedTest, compare_paired, describe_test
-from torch import Tensor
-
-from ..core import InputError
 
 # %% ../../nbs/06_runs/06_tree.ipynb #5c45ea05
 @dataclass(frozen=True)

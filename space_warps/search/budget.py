@@ -11,16 +11,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice, pairwise, product
 
+from ..core import InputError, choose_device
 from ..models.blocks import BlockSpec
 from ..models.complexity import Latency, LatencyTimer
-from .config import SearchConfig, read_budget
+from .config import SearchConfig, parse_budget
 from .halving import num_survivors
-from .history import Backtrack, SearchHistory
+from .history import SearchHistory
+from .records import Backtrack
 from .runner import Runner
 from .space import CandidateProposal, feasible, meets_constraints, validate
 from .strategies import find_strategy, num_parents, propose_next
-
-from ..core import InputError, choose_device
 
 # %% ../../nbs/04_search/15_budget.ipynb #0c816a9d
 def epochs_of_step(
@@ -72,7 +72,7 @@ def num_affordable(
     config = history.config
     if config.budget is None:
         return wanted
-    budget, is_time = read_budget(config.budget)
+    budget, is_time = parse_budget(config.budget)
     if is_time:
         raise InputError("a budget in time is turned into epochs before a search; see `in_epochs`")
     left = budget - epochs_spent(history) - epochs_of_final_training(config)
@@ -136,7 +136,7 @@ def describe_cost(
     text += f", the training in full {last}" if last else ""
     if config.budget is None:
         return text
-    budget = int(read_budget(config.budget)[0])
+    budget = int(parse_budget(config.budget)[0])
     return f"{text}; {budget} may be spent, which is {max(0, budget - last) / step:.1f} such steps"
 
 
@@ -147,7 +147,7 @@ def check_backtrack(
 ) -> None:
     "Raise `InputError` for a budget in time, which nobody could turn into epochs, or an empty branch."
     budget = backtrack.overrides.get("budget")
-    if budget is not None and read_budget(budget)[1]:
+    if budget is not None and parse_budget(budget)[1]:
         raise InputError(
             "a time is turned into epochs when a run begins; give a branch its budget in epochs, as "
             f"300epochs; got {budget!r}"
@@ -170,7 +170,7 @@ def budget_in_epochs(
     latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
 ) -> SearchConfig:  # The same with its budget in epochs
     "Convert a budget in time to epochs, so that the search is reproducible."
-    amount, is_time = read_budget(config.budget) if config.budget is not None else (0, False)
+    amount, is_time = parse_budget(config.budget) if config.budget is not None else (0, False)
     if not is_time:
         return config
     seconds = [

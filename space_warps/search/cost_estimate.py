@@ -14,7 +14,8 @@ from ..models.complexity import Latency
 from ..models.saved_model import SavedModel
 from .config import SearchConfig
 from .halving import num_survivors
-from .history import Candidate, SearchHistory
+from .history import SearchHistory
+from .records import Candidate
 from .runner import Runner, TrainedCandidate
 from .step import propose_candidates
 from .strategies import num_parents

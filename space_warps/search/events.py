@@ -13,23 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from torch import Tensor
+
+from ..core import NOT_WRITTEN, json_key, to_json
 from ..data.loaders import ValidationRows
 from ..models.model import Architecture
 from ..models.saved_model import SavedModel
 from .config import SearchConfig
-from space_warps.search.history import (
-    Backtrack,
-    Candidate,
-    CandidateResult,
-    FinalTraining,
-    SearchHistory,
-    Step,
-)
+from .history import SearchHistory
+from .records import Backtrack, Candidate, CandidateResult, FinalTraining, Step
 from ..training.checkpoint import Checkpoint
 from ..training.config import EpochMetrics
-from torch import Tensor
-
-from ..core import NOT_WRITTEN, json_key, to_json
 
 logger = logging.getLogger(__name__)
 

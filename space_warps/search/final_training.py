@@ -8,12 +8,11 @@ __all__ = ['propose_final_training', 'run_final_training']
 # %% ../../nbs/04_search/09_final_training.ipynb #c03abf4e
 from collections.abc import Callable, Sequence
 
+from ..core import derive_seed
 from .config import SearchConfig
 from .events import FinalTrainingEnded, FinalTrainingStarted, Observer
-from .history import Candidate, CandidateResult, FinalTraining, best_result
+from .records import Candidate, CandidateResult, FinalTraining, best_result
 from .runner import TrainedCandidate
-
-from ..core import derive_seed
 
 # %% ../../nbs/04_search/09_final_training.ipynb #ef34ecea
 def propose_final_training(

@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from ..core import derive_seed
 from .config import SearchConfig
-from .history import Candidate, CandidateResult, Step, format_objective, objective
+from .records import Candidate, CandidateResult, Step, format_objective, objective
 from .runner import TrainedCandidate
 from .strategies import num_parents
-
-from ..core import derive_seed
 
 # %% ../../nbs/04_search/14_halving.ipynb #a1d3f37e
 ETA = 3  # Of so many candidates one goes on

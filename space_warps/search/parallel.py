@@ -16,10 +16,13 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
+from torch import multiprocessing
+
+from ..core import InputError
 from ..models.blocks import BlockSpec, block_families
 from ..models.saved_model import SavedModel
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Event, Observer
-from .history import Candidate, CandidateResult
+from .records import Candidate, CandidateResult
 from space_warps.search.runner import (
     FindCheckpoint,
     LocalRunner,
@@ -31,9 +34,6 @@ from space_warps.search.runner import (
 from ..training.checkpoint import Checkpoint
 from ..training.config import EpochMetrics
 from ..training.loop import Interrupted
-from torch import multiprocessing
-
-from ..core import InputError
 
 # %% ../../nbs/04_search/08_parallel.ipynb #76e24af9
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ __all__ = ['Pair', 'replay', 'describe_differences']
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..core import InputError
 from .events import Observer
 from .halving import TrainCandidates
-from .history import Candidate, CandidateResult, SearchHistory
+from .history import SearchHistory
+from .records import Candidate, CandidateResult
 from .runner import Runner, TrainedCandidate
 from .state import ResumeState, SearchState, load_missing_models, predecessor
-
-from ..core import InputError
 
 # %% ../../nbs/04_search/19_replay.ipynb #08797a1a
 Pair = tuple[CandidateResult, CandidateResult]  # As recorded, and as it came out now

@@ -16,6 +16,10 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..core import InputError, choose_device, choose_precision, seeded
 from ..data.dataset import Batch, Space_Galaxi, measure_input_statistics
 from space_warps.data.loaders import (
     ValidationRows,
@@ -31,15 +35,11 @@ from ..models.model import Architecture, ProgressiveModel
 from ..models.saved_model import SavedModel, snapshot_of, state_dict_to_bytes
 from ..models.weight_transfer import transfer_weights
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Observer
-from .history import Candidate, CandidateResult
+from .records import Candidate, CandidateResult
 from ..training.calibration import apply_temperature, fit_temperature
 from ..training.checkpoint import Checkpoint
 from ..training.config import EpochMetrics, TrainConfig
 from ..training.loop import DivergedError, TrainResult, evaluate, train
-from torch import Tensor
-from torch.utils.data import DataLoader
-
-from ..core import InputError, choose_device, choose_precision, seeded
 
 # %% ../../nbs/04_search/07_runner.ipynb #e8997087
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+
+from ..core import InputError, choose_device
 from ..data.dataset import Batch
 from ..models.complexity import LatencyTimer
 from ..models.model import ProgressiveModel
@@ -29,14 +32,8 @@ from space_warps.search.events import (
 )
 from .final_training import propose_final_training, run_final_training
 from .halving import TrainCandidates, num_trainings
-from space_warps.search.history import (
-    Backtrack,
-    Candidate,
-    Decision,
-    LayerDict,
-    SearchHistory,
-    Step,
-)
+from .history import LayerDict, SearchHistory
+from .records import Backtrack, Candidate, Decision, Step
 from .runner import LocalRunner, Runner
 from .selection import apply_decision
 from space_warps.search.state import (
@@ -51,9 +48,6 @@ from space_warps.search.state import (
 )
 from .step import StepResults, compare_candidates, train_candidates
 from ..training.loop import Interrupted
-from torch.utils.data import DataLoader
-
-from ..core import InputError, choose_device
 
 # %% ../../nbs/04_search/18_search.ipynb #f5c57129
 Choice = Decision | Backtrack

@@ -12,9 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+
+from ..core import InputError, derive_seed
 from ..data.loaders import ValidationRows
 from .config import SearchConfig
-from space_warps.search.history import (
+from space_warps.search.records import (
     CandidateResult,
     Decision,
     Step,
@@ -24,8 +26,6 @@ from space_warps.search.history import (
 )
 from .runner import TrainedCandidate
 from .significance import PairedTest, compare_paired, row_losses, standard_error
-
-from ..core import InputError, derive_seed
 
 # %% ../../nbs/04_search/10_selection.ipynb #4729a16f
 def compare_with_control(

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..core import InputError, canonical_json, to_json
 from ..models.blocks import BlockContractError, BlockSpec
 from ..models.complexity import Latency, measure_complexity
 from ..models.identity_init import can_start_as_identity, can_widen_exactly
@@ -22,9 +23,8 @@ from space_warps.search.config import (
     check_hyperparameters,
     hyperparameter_grid,
 )
-from .history import Candidate, SearchHistory
-
-from ..core import InputError, canonical_json, to_json
+from .history import SearchHistory
+from .records import Candidate
 
 # %% ../../nbs/04_search/11_space.ipynb #04cac0a1
 @dataclass(frozen=True)

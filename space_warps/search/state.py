@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ..core import InputError
 from ..models.blocks import check_family
 from ..models.complexity import Latency
 from ..models.identity_init import check_capabilities
@@ -19,20 +20,12 @@ from .budget import budget_in_epochs, max_steps_of
 from .config import SearchConfig
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Observer
 from .halving import TrainCandidates
-from space_warps.search.history import (
-    Backtrack,
-    Candidate,
-    CandidateResult,
-    FinalTraining,
-    SearchHistory,
-    Step,
-)
+from .history import SearchHistory
+from .records import Backtrack, Candidate, CandidateResult, FinalTraining, Step
 from .runner import Runner, TrainedCandidate
 from .step import propose_candidates
 from .strategies import find_names, load_names
 from ..training.checkpoint import Checkpoint
-
-from ..core import InputError
 
 # %% ../../nbs/04_search/17_state.ipynb #0016411b
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ __all__ = ['propose_candidates', 'train_chained', 'best_trained', 'StepResults',
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..core import derive_seed
 from ..data.loaders import ValidationRows
 from ..models.complexity import Latency
 from .budget import propose_within_budget
 from .config import SearchConfig
 from .halving import TrainCandidates, train_rungs
-from .history import Candidate, CandidateResult, SearchHistory, Step, best_result
+from .history import SearchHistory
+from .records import Candidate, CandidateResult, Step, best_result
 from .runner import TrainedCandidate
 from space_warps.search.selection import (
     compare_with_control,
@@ -27,8 +29,6 @@ from .significance import PairedTest
 from .space import CandidateProposal
 from .strategies import num_parents
 from .surrogate import pnas  # noqa: F401  its strategy is registered
-
-from ..core import derive_seed
 
 # %% ../../nbs/04_search/16_step.ipynb #496164cc
 def propose_candidates(

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+
+from ..core import InputError, derive_seed
 from ..models.blocks import block_families
 from ..models.complexity import Latency
 from ..models.registry import Registry
@@ -25,8 +27,6 @@ from space_warps.search.space import (
     meets_constraints,
     trained_keys,
 )
-
-from ..core import InputError, derive_seed
 
 # %% ../../nbs/04_search/12_strategies.ipynb #97f71305
 Strategy = Callable[[SearchHistory, Latency | None], list[CandidateProposal]]

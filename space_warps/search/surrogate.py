@@ -19,15 +19,16 @@ from sklearn.ensemble import BaggingRegressor
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from ..core import derive_seed
 from ..models.blocks import ACTIVATIONS, POOLINGS, BlockSpec, registered_families
 from ..models.complexity import Latency, measure_complexity
 from .config import INITS
-from .history import CandidateResult, SearchHistory, Step
+from .history import SearchHistory
+from .records import CandidateResult, Step
 from .space import CandidateProposal, proposal_of
 from .strategies import children, register_strategy, sample_proposals
 from ..training.config import TrainConfig
-
-from ..core import derive_seed
 
 # %% ../../nbs/04_search/13_surrogate.ipynb #161a5eac
 def encode_network(

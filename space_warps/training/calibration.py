@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+
 from ..models.saved_model import SavedModel
 
 # %% ../../nbs/03_training/05_calibration.ipynb #ed23d4aa

@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from ..models.saved_model import StateDict, clone_state_dict
-from .config import EpochMetrics
 from torch import Tensor, nn
 
 from ..core import InputError, from_json, to_json
+from ..models.saved_model import StateDict, clone_state_dict
+from .config import EpochMetrics
 
 # %% ../../nbs/03_training/02_checkpoint.ipynb #9135504a
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ __all__ = ['TrainStep', 'CapturedGraph', 'run_on_side_stream', 'capture_graph', 
 from collections.abc import Callable
 
 import torch
-from ..data.dataset import Batch
 from torch import Tensor
+
+from ..data.dataset import Batch
 
 # %% ../../nbs/03_training/03_cuda_graph.ipynb #b6aee876
 TrainStep = Callable[[Batch], Tensor]

@@ -15,6 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from ..core import autocast, deterministic, seeded
 from ..data.dataset import Batch
 from ..data.loaders import iterate_batches
 from ..models.saved_model import StateDict, clone_state_dict
@@ -32,11 +37,6 @@ from space_warps.training.config import (
     scale_new_layer_lr,
 )
 from .cuda_graph import CudaGraphStep, TrainStep
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader
-
-from ..core import autocast, deterministic, seeded
 
 # %% ../../nbs/03_training/04_loop.ipynb #26d4aed2
 def keep_freed_memory() -> None:
