@@ -140,6 +140,13 @@ def choices_of(
     return tuple(CHOICES.get(path) or CHOICE_LISTS.get(path) or ())
 
 
+def _options(key: str, value: Any) -> tuple[Any, ...]:
+    "The choices of a key, with the dotted paths that its value names."
+    choices = choices_of(key)
+    named = value if isinstance(value, list | tuple) else (value,)
+    return (*choices, *(each for each in named if each not in choices)) if choices else ()
+
+
 def with_key(
     config: Config,  # A configuration
     key: str,  # As on the command line
@@ -188,7 +195,8 @@ class Form:
 
     def _control(self, key: str, meaning: str) -> Any:
         "The widget of a key."
-        value, options = value_of(self.config_so_far, key), choices_of(key)
+        value = value_of(self.config_so_far, key)
+        options = _options(key, value)
         about = {"tooltip": meaning, "layout": {"width": "auto"}}
         if isinstance(value, bool):
             made = widgets.Checkbox(value, indent=False, **about)
@@ -240,6 +248,8 @@ class Form:
                 value = format_value(value)
             elif isinstance(control, widgets.SelectMultiple):
                 value = tuple(value)
+            if isinstance(control, widgets.SelectMultiple | widgets.Dropdown):
+                control.options = _options(key, value)
             control.value = value
             self.show_error(key, "")
         self.config_so_far = config  # texts may have rounded a number
