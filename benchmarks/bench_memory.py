@@ -151,7 +151,7 @@ def paths(requested: Namespace) -> tuple[Path, Path]:
 
 def measure_audit(requested: Namespace) -> dict[str, Any]:
     """Audit the whole catalogue."""
-    result = audit(*paths(requested), options=ReadOptions(**mapped(requested)), print_line=False)
+    result = audit(*paths(requested), options=ReadOptions(**mapped(requested)), print_result=False)
     return {"num_rows": result.num_usable, "num_objects": result.num_objects}
 
 

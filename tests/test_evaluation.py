@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from conftest import Tiny, write_tiny
+from space_warps.data.split import split_rows
 
 from space_warps import dataset
 from space_warps.cli.main import main
 from space_warps.data.dataset import Space_Galaxi
-from space_warps.data.loaders import split_rows
 
 QUICK = [
     "search.max_layers=1",
@@ -100,7 +100,7 @@ def test_no_row_of_the_share_set_aside_is_trained_on(
     wanted = [] if features == "[]" else ["z", "z_err"]
     data = Space_Galaxi(*tiny, features=wanted, on_bad_row="skip")
     names = data.catalogue.table["id"].to_numpy()
-    for rows in split_rows(data, 1.0, 0.7, 42, 0.2):
+    for rows in split_rows(data.catalogue, 1.0, 0.7, 42, 0.2):
         assert not set(tested) & set(names[rows])
     record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert record["num_rows"] == len(tested) == round(0.2 * len(data))

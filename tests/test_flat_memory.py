@@ -67,10 +67,10 @@ def test_audit_reads_images_in_chunks(
 ) -> None:
     tiny, options = mapped
     tiny.change(0, "ra", "east")  # so that the usable rows are not all rows
-    result = audit(*tiny, ReadOptions(**options), print_line=False)
+    result = audit(*tiny, ReadOptions(**options), print_result=False)
     assert max(reads) <= 32
     assert sum(reads) == 139
-    assert replace(result, csv_path="") == replace(audit(*tiny, print_line=False), csv_path="")
+    assert replace(result, csv_path="") == replace(audit(*tiny, print_result=False), csv_path="")
 
 
 def test_evaluation_reads_images_in_chunks(

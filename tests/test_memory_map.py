@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, Tiny
 from torch.utils.data import DataLoader
 
-from space_warps import images, objects, resident
+from space_warps.data import groups, image_store, images
 from space_warps.data.augment import Augment
 from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
 from space_warps.data.image_store import MemmapImages, load_images
@@ -59,7 +59,7 @@ def test_second_start_does_not_decode(
     def refuse(*_: object) -> None:
         raise AssertionError("an image was decoded again")
 
-    monkeypatch.setattr(resident, "decode_into", refuse)
+    monkeypatch.setattr(image_store, "decode_into", refuse)
     again = Space_Galaxi(*tiny, on_bad_row="skip", **mapped)
     assert again.sha256() == first.sha256()
     assert again.catalogue.skipped == first.catalogue.skipped
@@ -84,7 +84,7 @@ def test_workers_map_the_file_themselves(tiny: Tiny, mapped: dict[str, Any]) -> 
 
 def test_every_core_decodes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many images are under way at once as there are cores."""
-    monkeypatch.setattr(objects, "BATCH_ROWS", 4)
+    monkeypatch.setattr(groups, "BATCH_ROWS", 4)
     decode = images._decode
     paths = [tiny.image(row) for row in range(60)]
     first = set(paths[: 4 * (os.cpu_count() or 1) : 4])  # of each thread's first batch
@@ -113,18 +113,18 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from space_warps.data.image_store import MappedImages
+from space_warps.data.image_store import MemmapImages
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 path, rows, side = Path(sys.argv[1]), int(sys.argv[2]), 1024
 shape = (rows, 1, side, side)
 with path.open("wb") as file:
     file.truncate(rows * side**2)
-pixels = MappedImages(path, shape, writable=True)
+pixels = MemmapImages(path, shape, writable=True)
 for row in range(rows):
     pixels[row] = np.full((1, side, side), row % 251, dtype=np.uint8)
 pixels.flush()
-pixels = MappedImages(path, shape)
+pixels = MemmapImages(path, shape)
 for some in torch.randperm(rows).split(16):
     assert torch.equal(pixels[some][:, 0, 5, 5].to(torch.int64), some % 251)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -11,13 +11,14 @@ import json
 import sys
 from pathlib import Path
 
+from ..data.split import hold_out
 from torch.utils.data import DataLoader
 
 from .config import Config, DataConfig
 from ..core import InputError, sha256_file, write_atomic
 from ..data.catalogue import Catalogue, ReadOptions
 from ..data.dataset import Batch, Space_Galaxi
-from ..data.loaders import Split, hold_out, split_loaders
+from ..data.loaders import Split, split_loaders
 from ..data.simulate import sample_catalogue
 from ..evaluation.evaluate import overlaps_training, read_labelled
 from ..evaluation.metrics import class_weights
@@ -66,7 +67,7 @@ def read_split(
     options = read_options(data, progress=sys.stderr.isatty())
     dataset = Space_Galaxi.read(csv_path, img_dir_path, options, seed=config.search.seed)
     loaders = split_loaders(dataset, split, config.augment)
-    test_rows = hold_out(dataset, data.test_share, config.search.seed)[1]
+    test_rows = hold_out(dataset.catalogue, data.test_share, config.search.seed)[1]
     return loaders, dataset.catalogue.select(test_rows)
 
 

@@ -329,4 +329,4 @@ def audit_rows(
     config: Config,  # Which catalogue
 ) -> str:
     "What is in a catalogue, and what is wrong with it."
-    return str(audit(*catalogue_paths(config.data), read_options(config.data), print_line=False))
+    return str(audit(*catalogue_paths(config.data), read_options(config.data), print_result=False))

@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader
 from ..core import InputError, choose_device, sha256_file, write_atomic, write_json
 from ..data.catalogue import DEFAULT_READ_OPTIONS, Catalogue, ReadOptions
 from ..data.dataset import Space_Galaxi
-from ..data.groups import count_votes, digest_files, group_objects
-from ..data.image_statistics import image_ceiling
+from ..data.groups import count_votes, digest_files, group_objects, image_ceiling
 from space_warps.evaluation.metrics import (
     Predictions,
     accuracy_by,
