@@ -76,11 +76,11 @@ def test_the_figures_are_written_where_they_are_asked_for(
     figures = json.loads(out.read_text())
     assert set(figures) >= KEYS
     assert figures["num_rows"] == 60
-    assert figures["num_rows_seen"] == 60  # the very rows it was trained on
+    assert figures["num_overlapping"] == 60  # the very rows it was trained on
     counts = figures["confusion"]["counts"]
     assert sum(counts[n][n] for n in range(3)) / 60 == pytest.approx(figures["accuracy"])
     changed = {path for path in run.rglob("*") if path.is_file()} - set(before)
-    assert {path.name for path in changed} <= {"openings.jsonl"}
+    assert {path.name for path in changed} <= {"test_access.jsonl"}
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -104,7 +104,7 @@ def test_no_row_of_the_share_set_aside_is_trained_on(
         assert not set(tested) & set(names[rows])
     record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert record["num_rows"] == len(tested) == round(0.2 * len(data))
-    assert (record["opening"], record["num_rows_seen"]) == (1, 0)
+    assert (record["evaluation"], record["num_overlapping"]) == (1, 0)
 
 
 def test_images_are_decoded_once_where_a_share_is_set_aside(
@@ -126,11 +126,11 @@ def test_every_opening_is_written_down(trained: tuple[Tiny, Path], tmp_path: Pat
     tiny, run = trained
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    (copy / "openings.jsonl").unlink(missing_ok=True)
+    (copy / "test_access.jsonl").unlink(missing_ok=True)
     for opening in (1, 2):
         assert main(["evaluate", f"run.dir={copy}", *tiny.words()]) == 0
-        assert json.loads((copy / "evaluation.json").read_text())["opening"] == opening
-    lines = (copy / "openings.jsonl").read_text().splitlines()
+        assert json.loads((copy / "evaluation.json").read_text())["evaluation"] == opening
+    lines = (copy / "test_access.jsonl").read_text().splitlines()
     assert [json.loads(line)["num_rows"] for line in lines] == [60, 60]
     assert "choose nothing" not in (copy / "report.html").read_text()
 

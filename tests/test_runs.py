@@ -403,9 +403,9 @@ def test_what_was_killed_after_the_end_of_the_search_is_made_up_for(
     (run / "evaluation.json").unlink()
     assert go_on(run) == 0
     assert "On test rows" in (run / "report.html").read_text()
-    opened = (run / "openings.jsonl").read_text().count("\n")
+    opened = (run / "test_access.jsonl").read_text().count("\n")
     assert go_on(run) == 0, "nothing is left to do"
-    assert (run / "openings.jsonl").read_text().count("\n") == opened == 2
+    assert (run / "test_access.jsonl").read_text().count("\n") == opened == 2
 
 
 def test_whole_numbers_where_fractions_are_asked(tiny: Tiny, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 # %% ../../nbs/05_evaluation/03_baselines.ipynb #5a76cc32
 @dataclass(frozen=True)
 class BaselineResult:
-    "Figures of one method on the test rows."
+    "Metrics of one method on the test rows."
 
     name: str  # What was trained
     inputs: str  # Its inputs: nothing, features, image, or both
@@ -73,11 +73,11 @@ def baseline_result(
     )
 
 # %% ../../nbs/05_evaluation/03_baselines.ipynb #74727c36
-def _tables(data: Space_Galaxi, existing: Array) -> dict[str, Array]:
-    "Columns by input; `known` are the training rows' features."
+def _tables(data: Space_Galaxi, train_features: Array) -> dict[str, Array]:
+    "Columns by input; features that the training rows never have are dropped."
     features = data.catalogue.features
     tables = {"image": image_statistics(data.pixels, data.rows)}
-    features = features[:, np.isfinite(existing).any(axis=0)]  # a column of gaps tells nothing
+    features = features[:, np.isfinite(train_features).any(axis=0)]
     if features.shape[1]:
         tables |= {"features": features, "both": np.hstack([features, tables["image"]])}
     return tables
@@ -94,25 +94,25 @@ def _log_scores(probabilities: Array) -> Array:
 def compare_classical(
     train_data: Space_Galaxi,  # Rows to learn from
     test_data: Space_Galaxi,  # Rows to measure on
-    seed: int = 0,  # Settles what is random
+    seed: int = 0,  # Random seed
 ) -> Iterator[BaselineResult]:
     "Majority, logistic regression and gradient boosting, on each input."
     labels, classes = train_data.catalogue.labels, train_data.classes
     features = train_data.catalogue.features
-    existing, requested = _tables(train_data, features), _tables(test_data, features)
+    train_tables, test_tables = _tables(train_data, features), _tables(test_data, features)
 
     def fit(name: str, inputs: str, model: Any, change: Callable[[Array], Array]) -> BaselineResult:
         began = time.monotonic()
-        model.fit(change(existing[inputs if inputs in existing else "image"]), labels)
-        message = np.full((len(test_data), len(classes)), 1e-6)
-        table = change(requested[inputs if inputs in requested else "image"])
-        message[:, model.classes_] = model.predict_proba(table)
+        model.fit(change(train_tables[inputs if inputs in train_tables else "image"]), labels)
+        probabilities = np.full((len(test_data), len(classes)), 1e-6)
+        table = change(test_tables[inputs if inputs in test_tables else "image"])
+        probabilities[:, model.classes_] = model.predict_proba(table)
         groups = test_data.catalogue.groups
-        answers = Predictions(_log_scores(message), test_data.catalogue.labels, groups, classes)
-        return baseline_result(name, inputs, answers, began)
+        predictions = Predictions(_log_scores(probabilities), test_data.catalogue.labels, groups, classes)
+        return baseline_result(name, inputs, predictions, began)
 
     yield fit("majority", "nothing", DummyClassifier(strategy="prior"), _fill_missing)
-    for inputs in existing:
+    for inputs in train_tables:
         normal = QuantileTransformer(
             n_quantiles=100, output_distribution="normal", random_state=seed
         )
@@ -124,14 +124,14 @@ def compare_classical(
 # %% ../../nbs/05_evaluation/03_baselines.ipynb #c8f1959b
 def fixed_network(
     architecture: Architecture,  # The grown network
-    depth: int = 4,  # Number of blocks; fewer where the image is too small
+    num_blocks: int = 4,  # Number of blocks; fewer where the image is too small
 ) -> Architecture:
     "Blocks of one width with about as many multiplications as the grown network."
     first_pool = architecture.blocks[0].downsample if architecture.blocks else 2
 
     def of_width(k: int) -> Architecture:
         made = replace(architecture, blocks=())
-        for index in range(depth):
+        for index in range(num_blocks):
             spec = BlockSpec(k, downsample=first_pool if index == 0 else 2)
             if min(made.map_shape[1:]) < spec.downsample:
                 break
@@ -153,14 +153,14 @@ class ResNet18(nn.Module):
         architecture: Architecture,  # Which image, classes and features
     ) -> None:
         super().__init__()
-        scaling = architecture.input_statistics
+        statistics = architecture.input_statistics
         self.encoder = ImageEncoder(
-            scaling.image_mean, scaling.image_std, architecture.asinh_softening
+            statistics.image_mean, statistics.image_std, architecture.asinh_softening
         )
         self.projector = ProgressiveModel(replace(architecture, blocks=())).projector
         from torchvision.models import (
             resnet18,
-        )  # brings torch's compiler along, which takes seconds
+        )  # imports torch's compiler, which takes seconds
 
         self.trunk = resnet18(weights=None)
         channels = architecture.encoded_shape[0]
@@ -176,7 +176,7 @@ class ResNet18(nn.Module):
         "Scores of each class."
         if self.training:
             return self._score(images, features)
-        views = orientations(images)  # asked as the grown network is
+        views = orientations(images)  # averaged over orientations, as the grown network is
         return torch.stack([self._score(view, features) for view in views]).mean(0)
 
     def _score(self, images: Tensor, features: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def _fit(
     inputs: str,
     loaders: tuple[DataLoader[Batch], DataLoader[Batch]],
     test_data: Space_Galaxi,
-    plan: TrainConfig,
+    config: TrainConfig,
     device: torch.device,
 ) -> Predictions:
     parts = [_without(loader.dataset, inputs) for loader in loaders]  # type: ignore[arg-type]
@@ -214,12 +214,12 @@ def _fit(
         sampler=loaders[0].sampler,
         drop_last=loaders[0].drop_last,
     )
-    trained = train(model, train_loader, DataLoader(parts[1], 64), plan, device=device)
+    trained = train(model, train_loader, DataLoader(parts[1], 64), config, device=device)
     model.load_state_dict(trained.state_dict)
-    message = evaluate(model, DataLoader(_without(test_data, inputs), 64), device)
+    evaluation = evaluate(model, DataLoader(_without(test_data, inputs), 64), device)
     catalogue = test_data.catalogue
     return Predictions(
-        message.scores.numpy(), message.labels.numpy(), catalogue.groups, test_data.classes
+        evaluation.scores.numpy(), evaluation.labels.numpy(), catalogue.groups, test_data.classes
     )
 
 # %% ../../nbs/05_evaluation/03_baselines.ipynb #88c8bf06
@@ -242,16 +242,16 @@ def compare_networks(
     if architecture.feature_names:
         networks.insert(1, ("grown, retrained", "image", image_only))
         networks.insert(2, ("grown, retrained", "features", replace(architecture, blocks=())))
-    index = choose_device(device)
+    chosen = choose_device(device)
     for name, inputs, made in networks:
         with seeded(config.seed):
             model: nn.Module = ProgressiveModel(replace(made, tta=inputs != "features"))
-        yield from _train_one(name, inputs, model, loaders, test_data, config, index)
+        yield from _train_one(name, inputs, model, loaders, test_data, config, chosen)
     if resnet_epochs:
         with seeded(config.seed):
             model = ResNet18(architecture)
         short = replace(config, epochs=resnet_epochs)
-        yield from _train_one("ResNet-18", whole, model, loaders, test_data, short, index)
+        yield from _train_one("ResNet-18", whole, model, loaders, test_data, short, chosen)
 
 
 def _train_one(
@@ -260,14 +260,14 @@ def _train_one(
     model: nn.Module,
     loaders: tuple[DataLoader[Batch], DataLoader[Batch]],
     test_data: Space_Galaxi,
-    plan: TrainConfig,
+    config: TrainConfig,
     device: torch.device,
 ) -> Iterator[BaselineResult]:
     began = time.monotonic()
     try:
-        answers = _fit(model, inputs, loaders, test_data, plan, device)
+        predictions = _fit(model, inputs, loaders, test_data, config, device)
     except (DivergedError, MemoryError, torch.OutOfMemoryError) as error:
         logger.warning("%s on %s is left out: %s", name, inputs, error)
         return
     num_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    yield baseline_result(name, inputs, answers, began, num_params)
+    yield baseline_result(name, inputs, predictions, began, num_params)

@@ -50,8 +50,8 @@ class Predictions:
         return np.asarray(self.scores.argmax(axis=1) == self.labels)
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #a2d5bf56
-def _cells(answers: Predictions) -> Array:  # int [rows], cell of the flattened confusion matrix
-    return np.asarray(answers.labels * len(answers.classes) + answers.scores.argmax(axis=1))
+def _cells(predictions: Predictions) -> Array:  # int [rows], cell of the flattened confusion matrix
+    return np.asarray(predictions.labels * len(predictions.classes) + predictions.scores.argmax(axis=1))
 
 
 def _count_cells(cells: Array, weights: Array, num_classes: int) -> Array:
@@ -76,11 +76,11 @@ def class_metrics(
 ) -> dict[str, Array]:  # Each [draws, classes], in [0, 1]
     "Completeness, purity and F1 of each class."
     hits = np.einsum("dcc->dc", confusion).astype(np.float64)
-    truly, message = confusion.sum(axis=2), confusion.sum(axis=1)
+    num_true, num_predicted = confusion.sum(axis=2), confusion.sum(axis=1)
     return {
-        "completeness": _ratio(hits, truly),
-        "purity": _ratio(hits, message),
-        "f1": _ratio(2 * hits, truly + message),
+        "completeness": _ratio(hits, num_true),
+        "purity": _ratio(hits, num_predicted),
+        "f1": _ratio(2 * hits, num_true + num_predicted),
     }
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #3ba97b01
@@ -94,10 +94,10 @@ def calibration_bins(
     return np.asarray(np.searchsorted(np.unique(edges), confidence, side="right"))
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #9a4447c8
-def _bin_sums(answers: Predictions, weights: Array, num_bins: int) -> tuple[Array, Array, Array]:
-    flags = np.eye(num_bins)[calibration_bins(answers, num_bins)]
-    confidence = answers.probabilities.max(axis=1)
-    return weights @ flags, (weights * confidence) @ flags, (weights * answers.is_right) @ flags
+def _bin_sums(predictions: Predictions, weights: Array, num_bins: int) -> tuple[Array, Array, Array]:
+    flags = np.eye(num_bins)[calibration_bins(predictions, num_bins)]
+    confidence = predictions.probabilities.max(axis=1)
+    return weights @ flags, (weights * confidence) @ flags, (weights * predictions.is_right) @ flags
 
 
 def calibration_error(
@@ -106,8 +106,8 @@ def calibration_error(
     num_bins: int = 10,  # Bins with about as many rows each
 ) -> Array:  # float [draws], in [0, 1]
     "Expected calibration error: mean distance of confidence and accuracy over the bins."
-    count, sure, right = _bin_sums(predictions, weights, num_bins)
-    return np.asarray(np.abs(sure - right).sum(axis=1) / count.sum(axis=1))
+    count, confidence, correct = _bin_sums(predictions, weights, num_bins)
+    return np.asarray(np.abs(confidence - correct).sum(axis=1) / count.sum(axis=1))
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #96b3a496
 def reliability(
@@ -118,10 +118,10 @@ def reliability(
     "The points of a reliability diagram."
     if weights is None:
         weights = np.ones((1, len(predictions.labels)))
-    count, sure, right = _bin_sums(predictions, weights, num_bins)
+    count, confidence, correct = _bin_sums(predictions, weights, num_bins)
     return [
         {"confidence": float(s / n), "accuracy": float(r / n), "num_rows": float(n)}
-        for n, s, r in zip(count[0], sure[0], right[0], strict=True)
+        for n, s, r in zip(count[0], confidence[0], correct[0], strict=True)
         if n
     ]
 
@@ -129,17 +129,17 @@ def reliability(
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "brier", "log_loss")
 
 
-def _losses(answers: Predictions) -> tuple[Array, Array]:
+def _losses(predictions: Predictions) -> tuple[Array, Array]:
     "Brier score and log-loss of each row."
-    truth = np.eye(len(answers.classes))[answers.labels]
-    brier = ((answers.probabilities - truth) ** 2).sum(axis=1)
-    log_loss = -(log_softmax(answers.scores.astype(np.float64), axis=1) * truth).sum(axis=1)
+    truth = np.eye(len(predictions.classes))[predictions.labels]
+    brier = ((predictions.probabilities - truth) ** 2).sum(axis=1)
+    log_loss = -(log_softmax(predictions.scores.astype(np.float64), axis=1) * truth).sum(axis=1)
     return brier, log_loss
 
 
 def _averages(
     confusion: Array, losses: tuple[Array, Array], weights: Array
-) -> dict[str, Array]:  # FIGURES without `ece`, each float [draws]
+) -> dict[str, Array]:  # METRICS without `ece`, each float [draws]
     rates = class_metrics(confusion)
     total = weights.sum(axis=1)
     present = confusion.sum(axis=2) > 0
@@ -155,11 +155,11 @@ def _averages(
 def compute_metrics(
     predictions: Predictions,  # Scores and true classes
     weights: Array,  # float [draws, rows]
-) -> dict[str, Array]:  # Each of FIGURES as float [draws]
-    "All figures, for each draw of weights."
-    figures = _averages(count_confusion(predictions, weights), _losses(predictions), weights)
-    figures["ece"] = calibration_error(predictions, weights)
-    return {name: figures[name] for name in METRICS}
+) -> dict[str, Array]:  # Each of METRICS as float [draws]
+    "All metrics, for each draw of weights."
+    metrics = _averages(count_confusion(predictions, weights), _losses(predictions), weights)
+    metrics["ece"] = calibration_error(predictions, weights)
+    return {name: metrics[name] for name in METRICS}
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #4a340fb9
 def draw_objects(
@@ -180,7 +180,7 @@ def bootstrap_intervals(
     predictions: Predictions,  # Scores and true classes
     num_draws: int = 1000,  # Bootstrap samples
     seed: int = 0,  # Of the random draws
-) -> dict[str, list[float]]:  # Lower and upper end of each figure
+) -> dict[str, list[float]]:  # Lower and upper end of each metric
     "95% intervals, bootstrapped over objects, in memory that does not grow with the draws."
     cells, losses, num_classes = _cells(predictions), _losses(predictions), len(predictions.classes)
     parts = [
@@ -219,17 +219,17 @@ def summarize_metrics(
     predictions: Predictions,  # Scores and true classes
     fractions: dict[str, float] | None = None,  # Class -> share, to weigh the classes
 ) -> dict[str, Any]:  # JSON values
-    "All figures with intervals, per-class figures, and the confusion matrix as counts and fractions."
+    "All metrics with intervals, metrics per class, and the confusion matrix as counts and fractions."
     if len(predictions.labels) == 0:
         raise InputError("no rows to evaluate; give at least one labelled row")
     weights = np.ones((1, len(predictions.labels)))
     if fractions is not None:
         weights = class_weights(predictions.labels, predictions.classes, fractions)
-    figures = {
+    metrics = {
         name: float(value[0]) for name, value in compute_metrics(predictions, weights).items()
     }
     record: dict[str, Any] = {
-        **figures,
+        **metrics,
         "num_rows": len(predictions.labels),
         "num_objects": len(np.unique(predictions.groups)),
         "classes": list(predictions.classes),
@@ -250,57 +250,57 @@ def format_share(
     return "-" if share is None else f"{share:.3f}"
 
 
-def _per_class(answers: Predictions, weights: Array) -> dict[str, dict[str, Any]]:
-    confusion = count_confusion(answers, weights)
-    rates, called = class_metrics(confusion), confusion[0].sum(axis=0)
+def _per_class(predictions: Predictions, weights: Array) -> dict[str, dict[str, Any]]:
+    confusion = count_confusion(predictions, weights)
+    rates, num_predicted = class_metrics(confusion), confusion[0].sum(axis=0)
     result: dict[str, dict[str, Any]] = {}
-    for index, name in enumerate(answers.classes):
-        truth, message = answers.labels == index, answers.probabilities[:, index]
-        both = 0 < truth.sum() < len(truth)
+    for index, name in enumerate(predictions.classes):
+        is_true, probability = predictions.labels == index, predictions.probabilities[:, index]
+        has_both = 0 < is_true.sum() < len(is_true)
         result[name] = {
             **{
                 rate: float(values[0, index])
-                if (called[index] if rate == "purity" else truth.any())
-                else None  # there is nothing that it would be a share of
+                if (num_predicted[index] if rate == "purity" else is_true.any())
+                else None  # undefined: the denominator is zero
                 for rate, values in rates.items()
             },
-            "num_rows": int(truth.sum()),
-            "roc_auc": float(roc_auc_score(truth, message)) if both else None,
+            "num_rows": int(is_true.sum()),
+            "roc_auc": float(roc_auc_score(is_true, probability)) if has_both else None,
             "average_precision": (
-                float(average_precision_score(truth, message, sample_weight=weights[0]))
-                if both
+                float(average_precision_score(is_true, probability, sample_weight=weights[0]))
+                if has_both
                 else None
             ),
         }
     return result
 
 
-def _confusion(answers: Predictions, weights: Array) -> dict[str, Any]:
-    counts = count_confusion(answers, weights)[0]
+def _confusion(predictions: Predictions, weights: Array) -> dict[str, Any]:
+    counts = count_confusion(predictions, weights)[0]
     return {
         "counts": counts.round(6).tolist(),
-        "by_truth": _ratio(counts, np.broadcast_to(counts.sum(1)[:, None], counts.shape)).tolist(),
-        "by_answer": _ratio(counts, np.broadcast_to(counts.sum(0)[None], counts.shape)).tolist(),
+        "by_true": _ratio(counts, np.broadcast_to(counts.sum(1)[:, None], counts.shape)).tolist(),
+        "by_predicted": _ratio(counts, np.broadcast_to(counts.sum(0)[None], counts.shape)).tolist(),
     }
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #b60b0d3c
 def curves(
     predictions: Predictions,  # Scores and true classes
     weights: Array | None = None,  # float [1, rows]; None counts each row once
-    num_points: int = 101,  # Places on the horizontal axis, from 0 to 1
+    num_points: int = 101,  # Points on the horizontal axis, from 0 to 1
 ) -> dict[str, dict[str, list[float]]]:  # Class -> `roc` and `precision_recall`
     "One-versus-rest ROC and precision-recall curves of each class."
-    indices = np.linspace(0, 1, num_points)
+    recalls = np.linspace(0, 1, num_points)
     result = {}
     for index, name in enumerate(predictions.classes):
-        truth, message = predictions.labels == index, predictions.probabilities[:, index]
-        if 0 < truth.sum() < len(truth):
-            false, true, _ = roc_curve(truth, message)
+        is_true, probability = predictions.labels == index, predictions.probabilities[:, index]
+        if 0 < is_true.sum() < len(is_true):
+            false, true, _ = roc_curve(is_true, probability)
             shares = None if weights is None else weights[0]
-            precision, recall, _ = precision_recall_curve(truth, message, sample_weight=shares)
-            best = [float(precision[recall >= index].max()) for index in indices]
+            precision, recall, _ = precision_recall_curve(is_true, probability, sample_weight=shares)
+            best = [float(precision[recall >= share].max()) for share in recalls]
             result[name] = {
-                "roc": np.interp(indices, false, true).tolist(),
+                "roc": np.interp(recalls, false, true).tolist(),
                 "precision_recall": best,  # the highest purity at this completeness or above
             }
     return result

@@ -45,7 +45,7 @@ def plot_confusion(
     record: dict[str, Any],  # As `evaluate_run` gives it
 ) -> Figure:
     "The confusion matrix: numbers of rows, shaded by their share of the true class."
-    counts, shares = record["confusion"]["counts"], record["confusion"]["by_truth"]
+    counts, shares = record["confusion"]["counts"], record["confusion"]["by_true"]
     names = [plain_text(name) for name in record["classes"]]
     side = max(320, 80 * len(names) + 140)
     figure = new_figure(side, side, "constrained")
@@ -207,7 +207,7 @@ def _test_section(record: dict[str, Any]) -> str:
         f"run. From the image alone, labels that contradict each other allow at most "
         f"{record['ceiling']:.3f}.</p>"
     )
-    if seen := record.get("num_rows_seen"):
+    if seen := record.get("num_overlapping"):
         message += (
             f"<p><strong>{seen} of these rows show objects that the network was trained or chosen "
             "by: the figures flatter it.</strong></p>"
