@@ -104,7 +104,7 @@ def test_no_row_of_the_share_set_aside_is_trained_on(
         assert not set(tested) & set(names[rows])
     record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert record["num_rows"] == len(tested) == round(0.2 * len(data))
-    assert (record["evaluation"], record["num_overlapping"]) == (1, 0)
+    assert (record["num_evaluations"], record["num_overlapping"]) == (1, 0)
 
 
 def test_images_are_decoded_once_where_a_share_is_set_aside(
@@ -129,7 +129,7 @@ def test_every_opening_is_written_down(trained: tuple[Tiny, Path], tmp_path: Pat
     (copy / "test_access.jsonl").unlink(missing_ok=True)
     for opening in (1, 2):
         assert main(["evaluate", f"run.dir={copy}", *tiny.words()]) == 0
-        assert json.loads((copy / "evaluation.json").read_text())["evaluation"] == opening
+        assert json.loads((copy / "evaluation.json").read_text())["num_evaluations"] == opening
     lines = (copy / "test_access.jsonl").read_text().splitlines()
     assert [json.loads(line)["num_rows"] for line in lines] == [60, 60]
     assert "choose nothing" not in (copy / "report.html").read_text()
@@ -186,7 +186,7 @@ def test_a_place_that_cannot_be_written_to(
 ) -> None:
     out = tmp_path / "absent" / "figures.json"
     assert main(["evaluate", f"run.dir={trained[1]}", *tiny.words(), f"out={out}"]) == 2
-    assert "no folder to write figures.json to" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_shares_of_classes_that_do_not_fit(tiny: Tiny, refused, trained: tuple[Tiny, Path]) -> None:

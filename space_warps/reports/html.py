@@ -203,14 +203,14 @@ def _test_section(record: dict[str, Any]) -> str:
     ]
     message = (
         f"<p>{html.escape(record['catalogue'])}: {record['num_rows']} rows of "
-        f"{record['num_objects']} objects, opening {record['opening']} of this catalogue with this "
-        f"run. From the image alone, labels that contradict each other allow at most "
+        f"{record['num_objects']} objects, evaluation number {record['num_evaluations']} of this "
+        f"catalogue. Contradicting labels limit the accuracy of any classifier to "
         f"{record['ceiling']:.3f}.</p>"
     )
-    if seen := record.get("num_overlapping"):
+    if num_overlapping := record.get("num_overlapping"):
         message += (
-            f"<p><strong>{seen} of these rows show objects that the network was trained or chosen "
-            "by: the figures flatter it.</strong></p>"
+            f"<p><strong>{num_overlapping} of these rows show objects of the training or validation rows: "
+            "these metrics are too optimistic.</strong></p>"
         )
     figures = (
         _drawing(plot_confusion(record), "confusion matrix")
