@@ -169,7 +169,7 @@ def evaluate_on(
     img_dir_path: str,  # Folder with its images
     existing: list[Catalogue] | None,  # What the network was trained on and chosen by
 ) -> dict[str, Any]:  # As written
-    "Measure a run's model as these keys ask; the opening is written down."
+    "Measure a run's model as these keys ask; the evaluation is logged."
     return evaluate_run(
         folder,
         csv_path,

@@ -78,9 +78,9 @@ def predict(
 ) -> Predictions:
     "Predict every row."
     loader = DataLoader(dataset, 64)  # 256 rows need 0.3 GB more, for the same scores
-    message = evaluate(saved_model.build(), loader, choose_device(device))
+    evaluation = evaluate(saved_model.build(), loader, choose_device(device))
     groups, classes = dataset.catalogue.groups, saved_model.architecture.classes
-    return Predictions(message.scores.numpy(), message.labels.numpy(), groups, classes)
+    return Predictions(evaluation.scores.numpy(), evaluation.labels.numpy(), groups, classes)
 
 
 def evaluate_rows(
@@ -90,17 +90,17 @@ def evaluate_rows(
     fractions: dict[str, float] | None = None,  # Class -> share, to weigh the classes
     device: str | torch.device | None = None,  # Where to compute; None takes the best there is
 ) -> dict[str, Any]:  # JSON values
-    "All figures of `measure`, accuracy against brightness, and the ceiling that labels allow."
-    answers = predict(saved_model, dataset, device)
+    "All metrics of `summarize_metrics`, accuracy against brightness, and the ceiling set by the labels."
+    predictions = predict(saved_model, dataset, device)
     labels, groups = dataset.catalogue.labels, dataset.catalogue.groups
     weights = None
     if fractions is not None:
         weights = class_weights(labels, saved_model.architecture.classes, fractions)
     brightness = signal_to_noise(dataset.pixels, dataset.rows)
     return {
-        **summarize_metrics(answers, fractions),
-        "curves": curves(answers, weights),
-        "by_signal_to_noise": accuracy_by(answers, brightness),
+        **summarize_metrics(predictions, fractions),
+        "curves": curves(predictions, weights),
+        "by_signal_to_noise": accuracy_by(predictions, brightness),
         "ceiling": image_ceiling(count_votes(labels, groups)),
         "features": list(saved_model.architecture.feature_names),
     }
@@ -128,20 +128,20 @@ def log_test_access(
     num_rows: int,  # Rows of the evaluation
 ) -> int:  # Number of evaluations on this catalogue so far, with this one
     "Log an evaluation of this run's model on a catalogue."
-    book = Path(folder) / "openings.jsonl"
-    existing = sha256_file(csv_path)
-    text = book.read_text(encoding="utf-8") if book.is_file() else ""
-    earlier = text[: text.rfind("\n") + 1]  # without a last line that was torn
-    count = 1 + sum(existing in line for line in earlier.splitlines())
+    log = Path(folder) / "test_access.jsonl"
+    catalogue_sha256 = sha256_file(csv_path)
+    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    earlier = text[: text.rfind("\n") + 1]  # without an incomplete last line
+    count = 1 + sum(catalogue_sha256 in line for line in earlier.splitlines())
     line = {
-        "opened": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "catalogue": str(csv_path),
-        "catalogue_sha256": existing,
+        "catalogue_sha256": catalogue_sha256,
         "model_sha256": sha256_file(Path(folder) / "model.safetensors"),
         "num_rows": num_rows,
-        "opening": count,
+        "num_evaluations": count,
     }
-    write_atomic(book, earlier + json.dumps(line) + "\n")
+    write_atomic(log, earlier + json.dumps(line) + "\n")
     return count
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #5fe9a051
@@ -153,10 +153,10 @@ def evaluation_path(
     first = Path(folder) / "evaluation.json"
     if first.is_file():
         try:
-            kept = json.loads(first.read_text(encoding="utf-8"))["catalogue_sha256"]
+            stored = json.loads(first.read_text(encoding="utf-8"))["catalogue_sha256"]
         except (ValueError, KeyError, TypeError):
             return first
-        if kept != sha256_file(csv_path):
+        if stored != sha256_file(csv_path):
             return Path(folder) / f"evaluation_{Path(csv_path).stem}.json"
     return first
 
@@ -174,7 +174,7 @@ def stored_evaluation(
         kept = json.loads(path.read_text(encoding="utf-8"))
         rows, model = kept["catalogue_sha256"], kept["model_sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read; remove it and evaluate again") from error
+        raise InputError(f"{path} cannot be read; delete it and evaluate again") from error
     same_rows = csv_path is None or rows == sha256_file(csv_path)
     return kept if same_rows and model == sha256_file(folder / "model.safetensors") else None
 
@@ -194,16 +194,16 @@ def evaluate_run(
     saved_model = load_model(folder)
     target = Path(out) if out is not None else evaluation_path(folder, csv_path)
     if not target.absolute().parent.is_dir():
-        raise InputError(f"{target.parent} is no folder to write {target.name} to; make it first")
+        raise InputError(f"{target.parent} is not a folder, so {target.name} cannot be written there; create it first")
     dataset = read_labelled(saved_model.architecture, csv_path, img_dir_path, options)
     figures = evaluate_rows(saved_model, dataset, fractions=fractions, device=device)
-    opening = log_test_access(folder, csv_path, len(dataset))
+    number = log_test_access(folder, csv_path, len(dataset))
     record = {
         "catalogue": str(csv_path),
         "catalogue_sha256": sha256_file(csv_path),
         "model_sha256": sha256_file(Path(folder) / "model.safetensors"),
-        "opening": opening,
-        "num_rows_seen": None
+        "num_evaluations": number,
+        "num_overlapping": None
         if existing is None
         else int(overlaps_training(existing, dataset.catalogue).sum()),
         **figures,
@@ -217,14 +217,14 @@ def describe_evaluation(
 ) -> str:  # A few lines of text
     "Format an evaluation for a terminal."
     lines = [f"{record['num_rows']} rows of {record['num_objects']} objects"]
-    if record.get("opening", 1) > 1:
+    if record.get("num_evaluations", 1) > 1:
         lines[0] += (
-            f"; opened {record['opening']} times with this run: choose nothing by these figures"
+            f"; evaluation number {record['num_evaluations']} of this catalogue: do not choose by it"
         )
-    if seen := record.get("num_rows_seen"):
+    if num_overlapping := record.get("num_overlapping"):
         lines.append(
-            f"{seen} of them show objects that the network was trained or chosen by: these figures "
-            "flatter it"
+            f"{num_overlapping} of them show objects of the training or validation rows: these metrics are too "
+            "optimistic"
         )
     ends = record.get("intervals", {})
     names = {
