@@ -96,7 +96,7 @@ def test_a_run_leaves_its_files_and_keys(
     kept |= {point["name"] for point in summary["pareto"]}
     assert weights_in(tmp_path / "run") == sorted(kept)
     assert any(name.startswith("finish/") for name in kept) == (not args)
-    assert (summary["finish"] is None) == bool(args)
+    assert (summary["final_training"] is None) == bool(args)
     assert [step["decision"] for step in summary["steps"]] == [
         step.decision.action for step in history.steps
     ]
@@ -126,9 +126,9 @@ def test_the_network_is_trained_in_full_and_repeats(
     one, two = (run_search(tiny, tmp_path / name, word) for name in ("one", "two"))
     for key in ("model_sha256", "history_sha256", "finish"):
         assert one[key] == two[key]
-    finish = one["finish"]
+    finish = one["final_training"]
     trainings = finish["trainings"]
-    assert finish["kept"] in ("continued", "scratch")
+    assert finish["selected"] in ("continued", "scratch")
     assert [item["role"] for item in trainings] == ["continued"] + ["scratch"] * num_seeds
     assert len({item["seed"] for item in trainings}) == num_seeds + 1
     assert {item["epochs"] for item in trainings} == {2}
@@ -136,7 +136,7 @@ def test_the_network_is_trained_in_full_and_repeats(
         (item["inherited_epochs"] > 0) == (item["role"] == "continued") for item in trainings
     )
     kept = min(trainings, key=lambda item: item["val_log_loss"])
-    assert finish["kept"] == kept["role"]
+    assert finish["selected"] == kept["role"]
     assert one["final_val_log_loss"] == kept["val_log_loss"]
     assert one["final_val_accuracy"] == kept["val_accuracy"]
 
@@ -154,7 +154,7 @@ def test_the_plain_rule_is_run_and_recorded(tiny: Tiny, tmp_path: Path) -> None:
     requested = replace(PLAIN_PRESET, max_layers=2, k_candidates=(4,))
     assert history.config == requested == from_json(recorded, SearchConfig)
     assert history.final_training is None
-    assert json.loads((run / "progressive_summary.json").read_text())["finish"] is None
+    assert json.loads((run / "progressive_summary.json").read_text())["final_training"] is None
     assert not any(step.decision.action == "hold" for step in history.steps)
     grew = [result.val_acc for result in history.accepted]
     assert grew == sorted(set(grew)), "the accuracy grows at each accepted depth"

@@ -62,7 +62,7 @@ def test_every_strategy_grows_a_network(tiny: Tiny, tmp_path: Path, strategy: st
     begun, later = (step["control"] for step in first["steps"])
     inherited = 0 if strategy == "random" else 2  # where candidates start from nothing, so does it
     assert (begun["inherited_epochs"], later["inherited_epochs"]) == (0, inherited)
-    beams = [len(step["built_on_next"]) for step in first["steps"] if step["built_on_next"]]
+    beams = [len(step["beam"]) for step in first["steps"] if step["beam"]]
     assert beams[0] == (2 if strategy in ("beam", "pnas") else 1)
     assert (tmp_path / "first" / "pareto.png").is_file()
     for point in first["pareto"]:
@@ -264,7 +264,7 @@ def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Pa
     losses = {key: result.epochs[0].val_loss for key, result in tried.items()}
     assert len(set(losses.values())) == 6
     text = summary["steps"][1]["candidates"]
-    assert [item["recipe"]["init"] for item in text] == [o.candidate.init for o in second.results]
+    assert [item["hyperparameters"]["init"] for item in text] == [o.candidate.init for o in second.results]
     assert [item["inherited_epochs"] for item in text] == [
         o.candidate.inherited_epochs for o in second.results
     ]

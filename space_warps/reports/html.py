@@ -131,7 +131,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], marked: Collectio
         wide = f' colspan="{rest}"' if rest > 1 else ""
         return "".join(f"<{tag}>{cell}</{tag}>" for cell in first) + f"<{tag}{wide}>{last}</{tag}>"
 
-    starts = ['<tr class="taken">' if n in marked else "<tr>" for n in range(len(rows))]
+    starts = ['<tr class="accepted">' if n in marked else "<tr>" for n in range(len(rows))]
     body = "".join(f"{s}{line(row, 'td')}</tr>" for s, row in zip(starts, rows, strict=True))
     return f"<table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -139,51 +139,51 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], marked: Collectio
 def _steps_table(history: SearchHistory, summary: dict[str, Any]) -> str:
     rows: list[list[Any]] = []
     marked = []
-    for done, step in zip(history.steps, summary["steps"], strict=True):
-        names = [describe_candidate(o.candidate, history.config) for o in done.results]
+    for record, step in zip(history.steps, summary["steps"], strict=True):
+        names = [describe_candidate(o.candidate, history.config) for o in record.results]
         every = [*step["candidates"], step["control"]]
-        for name, tried in zip([*names, "control"], every, strict=True):
-            message = tried["failed"] or f"{tried['val_accuracy']:.3f}"
-            loss = "" if tried["failed"] else f"{tried['val_log_loss']:.3f}"
-            epochs = f"{tried['epochs']} + {tried['inherited_epochs']}"
-            number = tried.get("index", "")
-            line = [step["step"], number, name, message, loss, f"{tried['params']:,}", epochs]
-            marked += [len(rows)] if number in step["built_on_next"] else []
-            rows.append([*line, tried.get("dropped") or _verdict(tried)])
-        reason, text = step["reason"], step["rank_correlation"]
-        if text is not None:
-            reason += f"; what was expected and what was found: rank correlation {text:+.2f}"
-        rows.append([step["step"], "", describe_decision(done), reason])
+        for name, training in zip([*names, "control"], every, strict=True):
+            message = training["failed"] or f"{training['val_accuracy']:.3f}"
+            loss = "" if training["failed"] else f"{training['val_log_loss']:.3f}"
+            epochs = f"{training['epochs']} + {training['inherited_epochs']}"
+            number = training.get("index", "")
+            line = [step["step"], number, name, message, loss, f"{training['num_params']:,}", epochs]
+            marked += [len(rows)] if number in step["beam"] else []
+            rows.append([*line, training.get("dropped") or _verdict(training)])
+        reason, correlation = step["reason"], step["rank_correlation"]
+        if correlation is not None:
+            reason += f"; rank correlation of predicted and measured log-loss {correlation:+.2f}"
+        rows.append([step["step"], "", describe_decision(record), reason])
     head = ["step", "no.", "candidate", "accuracy", "log-loss", "parameters", "epochs + inherited"]
-    message = "<p>In bold what was taken, or kept beside it; a branch takes by number.</p>"
+    message = "<p>Bold rows were accepted, or kept as further parents. A branch names a candidate by its number.</p>"
     return message + _table([*head, "against the control (95% interval)"], rows, marked)
 
 
-def _verdict(tried: dict[str, Any]) -> str:
-    "What the rows say; nothing of a network drawn as a whole, which need not beat the control."
-    test = tried.get("against_control")
-    if test is None or tried["morph"] == "fresh":
+def _verdict(training: dict[str, Any]) -> str:
+    "Verdict of the paired test; empty for a network without a parent, which need not beat the control."
+    test = training.get("against_control")
+    if test is None or training["mutation"] == "fresh":
         return ""
     gain, low, high = (100 * test[name] for name in ("gain", "gain_low", "gain_high"))
     text = f"{test['verdict']}: {gain:+.1f} points ({low:+.1f} to {high:+.1f})"
     if test["min_detectable"] <= test["gain"]:
         return text
-    least = f"the smallest gain that could show is {100 * test['min_detectable']:.1f}"
-    return f"{text}; {'so few rows cannot show any gain' if test['min_detectable'] > 1 else least}"
+    least = f"the smallest detectable gain is {100 * test['min_detectable']:.1f}"
+    return f"{text}; {'no gain is detectable on so few rows' if test['min_detectable'] > 1 else least}"
 
 
-def _final_training(finish: dict[str, Any] | None) -> str:
-    if finish is None:
-        return "<p>The network was not trained in full after the search.</p>"
+def _final_training(final: dict[str, Any] | None) -> str:
+    if final is None:
+        return "<p>There was no final training.</p>"
     rows = [
         [
             row["role"],
             row["failed"] or f"{row['val_accuracy']:.3f}",
             "" if row["failed"] else f"{row['val_log_loss']:.3f}",
         ]
-        for row in finish["trainings"]
+        for row in final["trainings"]
     ]
-    message = f"<p>Kept: {html.escape(str(finish['kept']))} ({html.escape(finish['reason'])}).</p>"
+    message = f"<p>Selected: {html.escape(str(final['selected']))} ({html.escape(final['reason'])}).</p>"
     return message + _table(["training", "accuracy", "log-loss"], rows)
 
 # %% ../../nbs/07_reports/03_html.ipynb #77e787c9
@@ -220,7 +220,7 @@ def _test_section(record: dict[str, Any]) -> str:
     )
     return (
         message
-        + _table(["figure", "value", "95% interval"], rows)
+        + _table(["metric", "value", "95% interval"], rows)
         + _table(["class", "rows", "completeness", "purity", "F1"], classes)
         + _baselines_table(record.get("compared", []))
         + figures
@@ -242,7 +242,7 @@ def _baselines_table(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     head = ["method", "inputs", "accuracy", "95% interval", "log-loss", "parameters"]
-    return "<h3>On the same rows</h3>" + _table(head, lines)
+    return "<h3>Baselines on the same rows</h3>" + _table(head, lines)
 
 # %% ../../nbs/07_reports/03_html.ipynb #b542fb9a
 STYLE = (
@@ -256,12 +256,12 @@ th { border-bottom: 2px solid #888; font-weight: 600; }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: 100%; vertical-align: top; }
 svg { max-width: 100%; height: auto; }
 pre { background: #f5f5f5; padding: 1rem; white-space: pre-wrap; }
-tr.taken { font-weight: 600; background: #eef4fa; }
+tr.accepted { font-weight: 600; background: #eef4fa; }
 @media (prefers-color-scheme: dark) {
   body { color: #e8e8e8; background: #141414; }
   th, td { border-color: #444; }
   pre { background: #222; }
-  tr.taken { background: #1d2a38; }
+  tr.accepted { background: #1d2a38; }
   svg { filter: """
     + DARK_FILTER
     + """; }
@@ -271,31 +271,31 @@ tr.taken { font-weight: 600; background: #eef4fa; }
 
 
 def write_html_report(
-    history: SearchHistory,  # The story of a search
+    history: SearchHistory,  # The history of a search
     summary: dict[str, Any],  # As `summarize` gives it
-    folder: str | Path,  # A folder that is there
+    folder: str | Path,  # An existing folder
     evaluation: dict[str, Any] | None = None,  # As `evaluate_run` gives it
 ) -> Path:  # The file
     "Write report.html."
-    tested = "<p>No evaluation is kept in this run's folder.</p>"
+    tested = "<p>There is no evaluation on test rows in this run folder.</p>"
     if evaluation is not None:
         tested = _test_section(evaluation)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<title>space_warps run</title><style>{STYLE}</style></head><body>",
-        f"<h1>A grown network</h1><pre>{html.escape(describe(summary))}</pre>",
-        "<h2>How it grew</h2>",
+        f"<h1>Search report</h1><pre>{html.escape(describe(summary))}</pre>",
+        "<h2>Search</h2>",
         _drawing(plot_accuracy_vs_depth(history), "validation accuracy against depth"),
         _steps_table(history, summary),
-        "<h3>What accuracy costs</h3>",
+        "<h3>Accuracy against cost</h3>",
         _drawing(
             plot_pareto(history, (NUM_PARAMS, NUM_MACS), size=(640, 300)),
             "validation log-loss against parameters and multiply-adds",
         ),
-        "<h2>Trained in full</h2>",
-        _final_training(summary["finish"]),
-        "<h2>On test rows</h2>",
+        "<h2>Final training</h2>",
+        _final_training(summary["final_training"]),
+        "<h2>Test set</h2>",
         tested,
         f"<p>history {summary['history_sha256'][:12]}, model {summary['model_sha256'][:12]}, "
         f"seed {summary['seed']}</p></body></html>",
