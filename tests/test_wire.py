@@ -80,7 +80,7 @@ KEYS: list[tuple[Any, str]] = [
     ),
 ]
 LINES = {
-    "search_started": "at_s base_architecture config empty_sha256 environment num_train num_val "
+    "search_started": "at_s base_architecture config base_sha256 environment num_train num_val "
     "val_sha256",
     "step_started": "at_s candidates num_trainings step",
     "candidate_started": "at_s candidate",

@@ -180,7 +180,7 @@ def _start_search(state: RunState, event: dict[str, Any]) -> None:
         event["num_val"],
     )
     state.val_sha256 = event.get("val_sha256", "")
-    state.base_sha256 = event["empty_sha256"]
+    state.base_sha256 = event["base_sha256"]
     state.nodes = [RunNode(0, None, state.history)]
 
 
