@@ -106,7 +106,7 @@ def test_image_folder_missing(tiny: Tiny, refused: Refusal) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(b"", "is empty"), (b"<html>", "is no JPEG or PNG"), (None, "is truncated, damaged")],
 )
 def test_image_unreadable(
@@ -185,7 +185,7 @@ def test_share_out_of_range(tiny: Tiny, refused: Refusal, key: str, value: str) 
 
 
 @pytest.mark.parametrize(
-    "words", ["data.train_ratio=1", "data.train_ratio=0.999", "data.fraction=0.01"]
+    "args", ["data.train_ratio=1", "data.train_ratio=0.999", "data.fraction=0.01"]
 )
 def test_split_with_an_empty_side(tiny: Tiny, refused: Refusal, args: str) -> None:
     message = refused(tiny, args)
@@ -208,7 +208,7 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("search.training.schedule=cosine", "schedule is 'one_cycle' or 'constant'; got 'cosine'"),
         ("search.selection.metric=luck", "selection.metric is 'loss' or 'accuracy'; got 'luck'"),
@@ -226,7 +226,7 @@ def test_a_recipe_that_cannot_be_followed(
     assert message in refused(tiny, word)
 
 
-@pytest.mark.parametrize(("size", "words"), [(1, []), (2, []), (1, ["search.plain=true"])])
+@pytest.mark.parametrize(("size", "args"), [(1, []), (2, []), (1, ["search.plain=true"])])
 def test_images_too_small_for_a_block(
     make_tiny: Callable[..., Tiny], refused: Refusal, size: int, args: list[str]
 ) -> None:

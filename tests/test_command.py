@@ -82,7 +82,7 @@ def weights_in(run: Path) -> list[str]:
     return sorted(str(path.relative_to(run).with_suffix("")) for path in result)
 
 
-@pytest.mark.parametrize("words", [[], ["search.final.enabled=false"]])
+@pytest.mark.parametrize("args", [[], ["search.final.enabled=false"]])
 def test_a_run_leaves_its_files_and_keys(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str]
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_key_beside_the_plain_rule_counts() -> None:
     assert to_config(read_config(["search.plain=false"])).search.selection.metric == "loss"
 
 
-@pytest.mark.parametrize("words", [[], ["search.final.enabled=false"], ["search.plain=true"]])
+@pytest.mark.parametrize("args", [[], ["search.final.enabled=false"], ["search.plain=true"]])
 @pytest.mark.parametrize("features", ["[]", "[z]", "[z,z_err]"])
 def test_the_loaded_model_has_the_reported_accuracy(
     tiny: Tiny, tmp_path: Path, features: str, args: list[str]
@@ -199,7 +199,7 @@ def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("words", "event", "stopped", "kept"),
+    ("args", "event", "stopped", "kept"),
     [
         (["search.epochs_per_eval=100000"], b"epoch_ended", "asked to stop at step 1", []),
         (

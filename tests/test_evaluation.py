@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from conftest import Tiny, write_tiny
-from space_warps.data.split import split_rows
 
-from space_warps import dataset
 from space_warps.cli.main import main
+from space_warps.data import dataset
 from space_warps.data.dataset import Space_Galaxi
+from space_warps.data.split import split_rows
 
 QUICK = [
     "search.max_layers=1",

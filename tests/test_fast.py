@@ -116,7 +116,7 @@ def test_the_maximum_taken_first_trains_the_same_network(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "message"),
     [
         ("search.workers=0", "at least 1; got 0"),
         ("search.precision=half", "precision is one of auto, float32, bfloat16; got 'half'"),

@@ -222,7 +222,7 @@ def test_elsewhere_it_goes_on_only_when_told(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "message"),
     [
         (["search.lr=0.1"], "search.lr cannot change in a resumed search"),
         (["run.keep=some"], "keep is winners or all"),
@@ -351,7 +351,7 @@ def test_a_tracker_follows_from_the_command(tiny: Tiny, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["search.plain=true", "search.k_candidates=[3,4,5]"]])
+@pytest.mark.parametrize("args", [[], ["search.plain=true", "search.k_candidates=[3,4,5]"]])
 def test_a_loser_is_taken_and_any_node_is_grown_on(
     tiny: Tiny, tmp_path: Path, args: list[str]
 ) -> None:

@@ -203,7 +203,7 @@ def test_a_budget_is_kept(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "message"),
     [
         (["search.strategy=best"], "registered: beam, greedy, pnas, random"),
         (
@@ -447,7 +447,10 @@ def test_a_module_that_cannot_be_imported_is_refused(
 
 SESSION = """
 import sys
-from space_warps import LocalRunner, SearchConfig, create_train_val_dataloaders, register_block
+from space_warps import LocalRunner
+from space_warps import SearchConfig
+from space_warps import create_train_val_dataloaders
+from space_warps import register_block
 from space_warps.search.search import search
 from space_warps.search.config import FinalConfig, SpaceConfig
 from space_warps.search.parallel import WorkerRunner
@@ -479,7 +482,7 @@ finally:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "text"),
     [("smooth", "smooth"), ("here", "move it into a module, as my_module.py, and name it")],
 )
 def test_what_a_session_defines_is_refused_by_workers(

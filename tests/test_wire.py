@@ -158,7 +158,7 @@ def headed(run: Path, folder: Path, header: dict[str, Any] | None) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("header", "said"),
+    ("header", "message"),
     [
         ({"format": "space_warps events", "version": 2}, "has version 2 of the format"),
         ({"format": "other events", "version": 1}, "'other events'"),
@@ -185,7 +185,7 @@ def test_events_of_another_version(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [({"version": 2}, "has version 2 of the format"), ({"format": None}, "before the format had")],
 )
 def test_a_model_of_another_version(
