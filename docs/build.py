@@ -1,4 +1,4 @@
-"""Build the documentation site into _docs/html: every page executed, any warning an error."""
+"""Build the documentation site in _docs/html: executes every page; warnings are errors."""
 
 import subprocess
 import sys
@@ -12,17 +12,17 @@ SITE = ROOT / "_docs" / "html"
 
 
 def execute_all() -> None:
-    """Run the notebooks whose executed copy is not current."""
+    """Execute the notebooks whose executed copy is out of date."""
     names = [name for name in execute.notebook_names() if not execute.is_current(name)]
     with execute.copies_of(names) as copies:
         for number, (name, copy) in enumerate(copies.items(), 1):
-            if wrong := copy.result():
-                raise SystemExit(wrong)
+            if error := copy.result():
+                raise SystemExit(error)
             print(f"executed {number} of {len(names)}: {name}", flush=True)
 
 
 def build() -> None:
-    """Write the sources and let Sphinx make pages of them."""
+    """Write the sources and run Sphinx on them."""
     sources = ROOT / "_docs" / "pages"
     pages.write_pages(sources)
     args = ["-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "-c", ROOT / "docs"]
@@ -32,7 +32,7 @@ def build() -> None:
 
 
 def main() -> None:
-    """All of it."""
+    """Execute the notebooks and build the site."""
     execute_all()
     build()
     print(f"the site is in {SITE.relative_to(ROOT)}; open {SITE.relative_to(ROOT)}/index.html")

@@ -1,4 +1,4 @@
-"""How Sphinx builds the site; docs/build.py calls it on the pages that docs/pages.py writes."""
+"""Sphinx configuration of the site; docs/build.py runs Sphinx on what docs/pages.py writes."""
 
 import sys
 from configparser import ConfigParser
@@ -24,14 +24,16 @@ release = version = facts["version"]
 
 extensions = ["myst_nb", "sphinx.ext.linkcode", "sphinx_copybutton", "formulas"]
 nitpicky = True
-# Types of other packages are named and not linked: the site refers to no other.
+# Types of other packages are not linked: the site links to no other site.
 nitpick_ignore_regex = [("py:.*", r"(?!space_warps\.).*")]
 python_use_unqualified_type_names = True
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
-highlight_language = "none"  # A block without a language is a shell, a folder, a message
-nb_execution_mode = "off"  # docs/execute.py has run the notebooks, as the tests do
+highlight_language = (
+    "none"  # Blocks without a language are shell commands, file listings or messages
+)
+nb_execution_mode = "off"  # docs/execute.py has executed the notebooks
 nb_merge_streams = True
 nb_ipywidgets_js: dict[str, Any] = {}
 myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
@@ -55,30 +57,30 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
-    """Where the source of a name is read on the web."""
-    result = reference.lines_of(MODULES, info["module"], info["fullname"])
-    if result is None:
+    """Address of the source of a name."""
+    lines = reference.lines_of(MODULES, info["module"], info["fullname"])
+    if lines is None:
         return None
     path = info["module"].replace(".", "/") + ".py"
-    return f"{facts['git_url']}/blob/{facts['branch']}/{path}#L{result[0]}-L{result[1]}"
+    return f"{facts['git_url']}/blob/{facts['branch']}/{path}#L{lines[0]}-L{lines[1]}"
 
 
 def describe_page(
     app: Sphinx, pagename: str, template: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Give each page a description: its first paragraph."""
-    message = facts["description"]
+    """Set the description of each page to its first paragraph."""
+    text = facts["description"]
     if doctree is not None:
         prose = (
             p for p in doctree.findall(nodes.paragraph) if not isinstance(p.parent, nodes.entry)
         )
-        message = next((p.astext() for p in prose if len(p.astext()) > 20), message)
-    message = " ".join(message.split()).replace("&", "&amp;").replace('"', "&quot;")
+        text = next((p.astext() for p in prose if len(p.astext()) > 20), text)
+    text = " ".join(text.split()).replace("&", "&amp;").replace('"', "&quot;")
     context["metatags"] = (
-        context.get("metatags", "") + f'<meta name="description" content="{message[:200]}">'
+        context.get("metatags", "") + f'<meta name="description" content="{text[:200]}">'
     )
 
 
 def setup(app: Sphinx) -> None:
-    """Hook into the build."""
+    """Connect the handlers to Sphinx."""
     app.connect("html-page-context", describe_page)

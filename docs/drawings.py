@@ -1,6 +1,6 @@
-"""Pictures of how the package is built, drawn from its imports; for notebooks of nbs/.
+"""Diagrams of the package, drawn from its imports; for notebooks of nbs/.
 
-In a notebook of a folder in nbs/, which may be run from JupyterLab or by docs/execute.py:
+In a notebook of a folder in nbs/, run in JupyterLab or by docs/execute.py:
 
     #| hide
     import sys
@@ -8,8 +8,8 @@ In a notebook of a folder in nbs/, which may be run from JupyterLab or by docs/e
     sys.path.append("../../docs")
     from drawings import draw_package, draw_room
 
-The picture follows in a cell with `#| echo: false` and `#| fig-alt: ...`. Drawn on white, so that
-it can be read on dark pages too.
+The diagram follows in a cell with `#| echo: false` and `#| fig-alt: ...`. The background is white,
+so that it is readable on dark pages too.
 """
 
 import textwrap
@@ -33,17 +33,17 @@ LINE = 0.15  # Height of a line of small text, in inches
 
 
 def direct_imports(modules: Sequence[str], imports: Mapping[str, set[str]]) -> dict[str, list[str]]:
-    """Imports among modules, without those that follow from others.
+    """Imports among modules, without those that other imports imply (transitive reduction).
 
-    `modules` are in reading order, so that each imports only from earlier ones.
+    `modules` are in reading order: each imports only from earlier ones.
     """
-    reached: dict[str, set[str]] = {}
+    ancestors: dict[str, set[str]] = {}
     direct = {}
     for module in modules:
-        others = [other for other in modules if other in imports[module] and other in reached]
-        behind = set().union(*(reached[other] for other in others)) if others else set()
-        direct[module] = [other for other in others if other not in behind]
-        reached[module] = {*others, *behind}
+        others = [other for other in modules if other in imports[module] and other in ancestors]
+        implied = set().union(*(ancestors[other] for other in others)) if others else set()
+        direct[module] = [other for other in others if other not in implied]
+        ancestors[module] = {*others, *implied}
     return direct
 
 
@@ -63,7 +63,7 @@ def rows_of(modules: Sequence[str], direct: Mapping[str, Sequence[str]]) -> list
 
 
 class _Layout:
-    """Where boxes stand. An arrow over several rows takes a narrow slot in each row between."""
+    """Positions of boxes. An arrow over several rows takes a narrow slot in each row between."""
 
     def __init__(self, rows: list[list[str]], direct: Mapping[str, Sequence[str]]) -> None:
         self.routes: dict[tuple[str, str], list[str]] = {}  # Importing, imported -> slots between
@@ -82,7 +82,7 @@ class _Layout:
         self.x: dict[str, float] = {}
         above, below = self._neighbours()
         self._place()
-        for _ in range(8):  # order each row by where its arrows lead, from both ends
+        for _ in range(8):  # sort each row by the mean position of its neighbours, from both ends
             for neighbours, rows_in_turn in ((above, self.rows), (below, self.rows[::-1])):
                 for row in rows_in_turn:
                     row.sort(key=lambda node: self._mean(neighbours[node], node))
@@ -103,8 +103,8 @@ class _Layout:
         return above, below
 
     def _mean(self, neighbours: list[str], node: str) -> float:
-        indices = [self.x[other] for other in neighbours] or [self.x[node]]
-        return sum(indices) / len(indices)
+        positions = [self.x[other] for other in neighbours] or [self.x[node]]
+        return sum(positions) / len(positions)
 
     def _place(self) -> None:
         for row in self.rows:
@@ -121,19 +121,18 @@ def draw_room(
 ) -> None:
     """Draw the modules of a room as boxes, with arrows to those that import them.
 
-    A module is below all that it imports, so the way through the room leads downwards. An arrow
-    that follows from others is left out. A module that `flow` does not name shows the summary of
-    its page.
+    A module is below all modules that it imports. Arrows that other arrows imply are omitted. A
+    module that is not in `flow` shows the summary of its page.
     """
     all_pages = structure.read_pages(root)
     pages = {name: page for name, page in all_pages.items() if page.room == room}
     if not pages:
         raise ValueError(f"no notebook exports a module of {room!r}")
     texts = {name: page.summary for name, page in pages.items()}
-    for name, (given, made) in (flow or {}).items():
+    for name, (given, returned) in (flow or {}).items():
         if f"{room}.{name}" not in pages:
             raise ValueError(f"{room}.{name} is no module; there are {', '.join(pages)}")
-        texts[f"{room}.{name}"] = f"{given} \N{RIGHTWARDS ARROW} {made}"
+        texts[f"{room}.{name}"] = f"{given} \N{RIGHTWARDS ARROW} {returned}"
     imports = structure.internal_imports(root)
     direct = direct_imports(list(pages), imports)
     _draw_boxes(
@@ -199,7 +198,7 @@ def _canvas(height: float) -> Axes:
 def _draw_box(
     ax: Axes, box: tuple[float, float, float, float], name: str, lines: Iterable[str]
 ) -> None:
-    """A box, given by the middle of its top, its width and its height, with its text."""
+    """A box with its text; `box` is the middle of its top, its width and its height."""
     x, y, width, height = box
     style = "round,pad=0,rounding_size=0.06"
     corner = (x - width / 2, y - height)
@@ -210,7 +209,7 @@ def _draw_box(
 
 
 def _draw_arrow(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """A smooth line downwards through the points, with a head at its end."""
+    """A smooth arrow downwards through the points."""
     vertices, codes = [points[0]], [Curve.MOVETO]
     for (x, y), (to_x, to_y) in pairwise(points):
         middle = (y + to_y) / 2
@@ -223,9 +222,9 @@ def _draw_arrow(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
 def draw_package(
     root: Path = structure.ROOT,  # Repository
 ) -> None:
-    """Draw the rooms of the package from top to bottom, with an arc for each import between two.
+    """Draw the rooms of the package from top to bottom, with an arc for each pair with imports.
 
-    An arc leads from a room to one above it that it imports from; the wider, the more imports.
+    An arc leads from a room to one that it imports from; its width grows with the imports.
     """
     room_of = structure.rooms_of(structure.read_pages(root))
     rooms: dict[str, list[str]] = {}
@@ -254,8 +253,8 @@ def draw_package(
         users = [item for item in order if (item, other) in pairs]
         used = [item for item in reversed(order) if (room, item) in pairs]
         start_y = top[room] - heights[room] * 0.5 * (used.index(other) + 1) / (len(used) + 1)
-        index = 0.5 + 0.5 * (len(users) - users.index(room)) / (len(users) + 1)
-        end_y = top[other] - heights[other] * index
+        share = 0.5 + 0.5 * (len(users) - users.index(room)) / (len(users) + 1)
+        end_y = top[other] - heights[other] * share
         reach = 0.3 + 3.2 * abs(start_y - end_y) / height
         side = left + box_width
         points = [(side, start_y), (side + reach, start_y), (side + reach, end_y), (side, end_y)]
@@ -267,7 +266,7 @@ def draw_package(
 def _draw_room_box(
     ax: Axes, box: tuple[float, float, float, float], room: str, lines: Iterable[str], colour: str
 ) -> None:
-    """A box, given by its left upper corner, width and height, with a room's name and modules."""
+    """A room with its modules; `box` is its upper left corner, its width and its height."""
     x, y, width, height = box
     style = "round,pad=0,rounding_size=0.06"
     patch = FancyBboxPatch((x, y - height), width, height, style, fc="white", ec=colour, lw=1.2)

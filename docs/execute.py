@@ -1,4 +1,4 @@
-"""Run notebooks as pages: what they print and draw is kept, in place or in a copy for the site.
+"""Execute notebooks and keep their outputs, in place or in a copy for the site.
 
 python docs/execute.py                every notebook of nbs/, in place
 python docs/execute.py 00_core ...    these
@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 EXECUTED = ROOT / "_docs" / "executed"
 SKIPPED = {"slow"}
-SECONDS = 600  # After which a notebook is given up
+TIMEOUT_S = 600  # Of a notebook
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "MPLBACKEND": "agg"}
-# What nearly every notebook needs; the processes that run them find it loaded.
+# Modules that nearly every notebook imports, loaded once for all processes.
 PRELOADED = """torch torchvision pandas matplotlib.pyplot sklearn.ensemble scipy.stats omegaconf
 ipywidgets nbdev.process execnb.shell"""
 FEEDS_A_PAGE = (
@@ -41,7 +41,7 @@ FEEDS_A_PAGE = (
 
 
 def notebook_names() -> list[str]:
-    """All notebooks, as paths within nbs/ without ending."""
+    """All notebooks, as paths within nbs/ without the suffix."""
     paths = sorted(NOTEBOOKS.rglob("*.ipynb"))
     kept = [path for path in paths if ".ipynb_checkpoints" not in path.parts]
     return [path.relative_to(NOTEBOOKS).with_suffix("").as_posix() for path in kept]
@@ -49,30 +49,30 @@ def notebook_names() -> list[str]:
 
 @functools.cache
 def surroundings() -> str:
-    """Hash of all that a page's outputs depend on, apart from the page."""
-    existing = hashlib.sha256(Path(__file__).read_bytes())
-    existing.update(repr(sorted({(d.name, d.version) for d in distributions()})).encode())
-    existing.update(repr((sys.version, notebook_names())).encode())
+    """Hash of everything that the outputs of a page depend on, except the page itself."""
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    digest.update(repr(sorted({(d.name, d.version) for d in distributions()})).encode())
+    digest.update(repr((sys.version, notebook_names())).encode())
     for pattern in FEEDS_A_PAGE:
         for path in sorted(ROOT.glob(pattern)):
-            existing.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return existing.hexdigest()
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def key_of(name: str) -> str:
-    """Hash of a notebook's cells, without their outputs, and of what surrounds them."""
+    """Hash of the sources of a notebook's cells and of everything that they depend on."""
     cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     text = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
     return hashlib.sha256((surroundings() + json.dumps(text)).encode()).hexdigest()
 
 
 def copy_of(name: str) -> Path:
-    """Where the executed copy of a notebook lies."""
+    """Path of the executed copy of a notebook."""
     return EXECUTED / f"{name}.ipynb"
 
 
 def is_current(name: str) -> bool:
-    """Whether the copy is there and nothing that it depends on has changed."""
+    """Whether the copy exists and nothing that it depends on has changed."""
     path = copy_of(name)
     if not path.is_file():
         return False
@@ -81,14 +81,14 @@ def is_current(name: str) -> bool:
 
 
 def is_skipped(cell: Any) -> bool:
-    """Cells that are prose, or that a directive keeps from running."""
+    """Whether a cell is prose or excluded by a directive."""
     directives = getattr(cell, "directives_", None) or {}
     never = directives.get("eval:", [""])[0].lower() == "false"
     return cell.cell_type != "code" or bool(SKIPPED & directives.keys()) or never
 
 
 def execute(path: Path) -> Any:
-    """Run a notebook in a shell of its own: its cells with their outputs."""
+    """Execute a notebook in its own shell and return its cells with their outputs."""
     from execnb.nbio import read_nb
     from execnb.shell import CaptureShell
     from nbdev.process import NBProcessor
@@ -98,7 +98,7 @@ def execute(path: Path) -> Any:
     notebook = NBProcessor(path, process=True).nb
     for cell in notebook.cells:
         if not is_skipped(cell):
-            cell["outputs"] = []  # one that shows nothing now would keep what it showed before
+            cell["outputs"] = []  # otherwise a cell without output keeps its old one
     shell = CaptureShell(path, mpl_format="png")
     os.chdir(path.parent)
     shell.run_all(notebook, exc_stop=True, preproc=is_skipped)
@@ -119,7 +119,7 @@ def execute_in_place(name: str) -> None:
 
 
 def execute_copy(name: str) -> None:
-    """Write the notebook with its outputs for the site, if it runs to its end."""
+    """Write a copy of the notebook with its outputs, if it runs without an error."""
     from execnb.nbio import write_nb
 
     key = key_of(name)
@@ -133,23 +133,23 @@ def execute_copy(name: str) -> None:
 
 
 def copy_apart(name: str) -> str:
-    """Write a copy, in a process that is there for nothing else; what went wrong, or nothing."""
+    """Write a copy, in a process of its own; returns the traceback, or an empty string."""
 
     def give_up(number: int, frame: object) -> None:
-        raise TimeoutError(f"not done after {SECONDS} s")
+        raise TimeoutError(f"not finished after {TIMEOUT_S} s")
 
     signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(SECONDS)
+    signal.alarm(TIMEOUT_S)
     try:
         execute_copy(name)
-    except BaseException:  # one that cannot be handed on among them
+    except BaseException:  # including those that cannot be pickled
         return f"{name}:\n{traceback.format_exc()}"
     return ""
 
 
 @contextmanager
 def copies_of(names: Sequence[str]) -> Iterator[dict[str, "Future[str]"]]:
-    """Execute copies of notebooks, up to four side by side, each in a process of its own."""
+    """Execute copies of notebooks, up to four at once, each in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED.split())
     before = dict(os.environ)
@@ -166,15 +166,15 @@ def copies_of(names: Sequence[str]) -> Iterator[dict[str, "Future[str]"]]:
 
 
 def main(args: list[str]) -> None:
-    """Run the named notebooks, each in a process of its own."""
-    names = [word.removesuffix(".ipynb") for word in args]
+    """Execute the named notebooks, each in a process of its own."""
+    names = [name.removesuffix(".ipynb") for name in args]
     if len(names) == 1:
         return execute_in_place(names[0])
     for name in names or notebook_names():
         print(name, flush=True)
         one = [sys.executable, __file__, name]
-        if subprocess.run(one, env={**os.environ, **ONE_THREAD}, timeout=SECONDS).returncode:
-            raise SystemExit(f"{name} does not run to its end; see above")
+        if subprocess.run(one, env={**os.environ, **ONE_THREAD}, timeout=TIMEOUT_S).returncode:
+            raise SystemExit(f"{name} failed; see above")
 
 
 if __name__ == "__main__":

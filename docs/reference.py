@@ -1,6 +1,6 @@
-"""What the reference says of a module: signatures, comments of parameters, types, lines.
+"""Reference of a module: signatures, parameter comments, types, source lines.
 
-Read from the source with `ast`, so that nothing is imported and types stay as they were written.
+Parsed from the source with `ast`: nothing is imported, and types stay as written.
 """
 
 import ast
@@ -21,20 +21,20 @@ Parameter = tuple[ast.arg, ast.expr | None]  # With its default
 
 @dataclass
 class Module:
-    """A module of the package, as it is written."""
+    """A parsed module of the package."""
 
     name: str  # Within the package, e.g. `data.images`
     tree: ast.Module
-    comments: dict[int, str]  # Line -> comment at its end
-    imported: dict[str, str] = field(default_factory=dict)  # Name here -> full name
+    comments: dict[int, str]  # Line number -> trailing comment
+    imported: dict[str, str] = field(default_factory=dict)  # Local name -> full name
 
     @property
     def full_name(self) -> str:
-        """With the package."""
+        """Name including the package."""
         return f"{PACKAGE}.{self.name}"
 
     def top_level(self) -> dict[str, ast.stmt]:
-        """Public names and what defines them."""
+        """Public names with the statements that define them."""
         result = {}
         for node in self.tree.body:
             result |= {name: node for name in defined_by(node) if not name.startswith("_")}
@@ -42,7 +42,7 @@ class Module:
 
 
 def defined_by(node: ast.stmt) -> list[str]:
-    """Names that a statement at the top level defines."""
+    """Names that a top-level statement defines."""
     if isinstance(node, Function | ast.ClassDef):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else []
@@ -52,14 +52,14 @@ def defined_by(node: ast.stmt) -> list[str]:
 
 
 def read_module(name: str, path: Path) -> Module:
-    """Parse a module and find the comments at the ends of its lines."""
+    """Parse a module and its trailing comments."""
     source = path.read_text(encoding="utf-8")
     comments = {
         token.start[0]: token.string.lstrip("# ").strip()
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT and token.line[: token.start[1]].strip()
     }
-    comments = {line: message for line, message in comments.items() if not message.startswith("%%")}
+    comments = {line: text for line, text in comments.items() if not text.startswith("%%")}
     module = Module(name, ast.parse(source), comments)
     for node in module.tree.body:
         if isinstance(node, ast.ImportFrom):  # nbdev makes imports within the package relative
@@ -79,14 +79,14 @@ def read_package(root: Path = ROOT) -> dict[str, Module]:
 
 
 def all_names(modules: dict[str, Module]) -> dict[str, str]:
-    """All public names, short, within a room and in full, to the full name; ambiguous ones are left out."""
+    """Every unambiguous way to write a public name -> its full name."""
     result: dict[str, set[str]] = {}
     for module in modules.values():
         for name, node in module.top_level().items():
             for item in [name, *(f"{name}.{method.name}" for method in public_methods(node))]:
                 target = f"{module.full_name}.{item}"
                 in_room = f"{module.name.split('.')[0]}.{item}"
-                for existing in {
+                for alias in {
                     item,
                     f"{PACKAGE}.{item}",
                     in_room,
@@ -94,37 +94,37 @@ def all_names(modules: dict[str, Module]) -> dict[str, str]:
                     f"{module.name}.{item}",
                     target,
                 }:
-                    result.setdefault(existing, set()).add(target)
+                    result.setdefault(alias, set()).add(target)
     return {name: targets.pop() for name, targets in result.items() if len(targets) == 1}
 
 
 def lines_of(modules: dict[str, Module], module: str, name: str) -> tuple[int, int] | None:
-    """First and last line of a function, class or method."""
+    """First and last line of a function, class or method; None if there is no such name."""
     first, *rest = name.split(".")
     node: ast.stmt | None = modules[module.removeprefix(f"{PACKAGE}.")].top_level().get(first)
     for part in rest:
-        result = [n for n in getattr(node, "body", []) if part in defined_by(n)]
-        node = result[0] if result else None
+        matches = [n for n in getattr(node, "body", []) if part in defined_by(n)]
+        node = matches[0] if matches else None
     return (node.lineno, node.end_lineno or node.lineno) if node is not None else None
 
 
 def docstring(node: ast.stmt) -> str:
-    """What a function or class says of itself; nothing for a value."""
+    """Docstring of a function or class; empty for a value."""
     return ast.get_docstring(node) or "" if isinstance(node, Function | ast.ClassDef) else ""
 
 
 def public_methods(node: ast.stmt) -> Iterator[Function]:
-    """Methods of a class that are for others."""
+    """Public methods of a class, without setters and deleters."""
     if isinstance(node, ast.ClassDef):
         for item in node.body:
             marks = [ast.unparse(mark) for mark in getattr(item, "decorator_list", [])]
-            told_already = any(mark.endswith((".setter", ".deleter")) for mark in marks)
-            if isinstance(item, Function) and not item.name.startswith("_") and not told_already:
+            is_accessor = any(mark.endswith((".setter", ".deleter")) for mark in marks)
+            if isinstance(item, Function) and not item.name.startswith("_") and not is_accessor:
                 yield item
 
 
 def describe(module: Module, name: str, link: Link) -> str:
-    """The directive of Sphinx for a public name, in MyST Markdown."""
+    """Sphinx directive for a public name, in MyST Markdown."""
     node = module.top_level()[name]
     if isinstance(node, ast.ClassDef):
         return _class(module, node, link)
@@ -135,13 +135,13 @@ def describe(module: Module, name: str, link: Link) -> str:
 
 def _value(module: Module, name: str, node: ast.stmt) -> str:
     assert isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
-    message = module.comments.get(node.end_lineno or 0, "")
+    comment = module.comments.get(node.end_lineno or 0, "")
     if re.fullmatch(r"[A-Z][a-z]\w*", name):
-        meant = f":canonical: {_full(module, node.value)}"
-        return _directive("py:type", name, module, [message], meant)
+        canonical = f":canonical: {_full(module, node.value)}"
+        return _directive("py:type", name, module, [comment], canonical)
     value = " ".join(ast.unparse(node.value).split())
     return _directive(
-        "py:data", name, module, [message], f":value: {value}" if len(value) < 80 else ""
+        "py:data", name, module, [comment], f":value: {value}" if len(value) < 80 else ""
     )
 
 
@@ -153,11 +153,11 @@ def _function(module: Module, node: Function, link: Link) -> str:
 
 def _class(module: Module, node: ast.ClassDef, link: Link) -> str:
     fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
-    begin = next((f for f in node.body if isinstance(f, Function) and f.name == "__init__"), None)
+    init = next((f for f in node.body if isinstance(f, Function) and f.name == "__init__"), None)
     body, head = [link(docstring(node))], node.name
-    if begin is not None:
-        head += f"({_arguments(begin, skip=1)})"
-        body += _fields(module, begin, link, skip=1)
+    if init is not None:
+        head += f"({_arguments(init, skip=1)})"
+        body += _fields(module, init, link, skip=1)
     elif any("Protocol" in ast.unparse(base) for base in node.bases):
         body += [line for item in fields for line in _attribute(module, item, link, "var")]
     elif fields:
@@ -173,19 +173,19 @@ def _field(node: ast.AnnAssign) -> str:
 
 
 def _attribute(module: Module, node: ast.AnnAssign, link: Link, kind: str = "") -> list[str]:
-    message = link(module.comments.get(node.end_lineno or 0, ""))
+    comment = link(module.comments.get(node.end_lineno or 0, ""))
     name, annotation = ast.unparse(node.target), _full(module, node.annotation)
     args = ("ivar", "vartype") if kind == "var" else ("param", "type")
-    return [f":{args[0]} {name}: {message}", f":{args[1]} {name}: {annotation}"]
+    return [f":{args[0]} {name}: {comment}", f":{args[1]} {name}: {annotation}"]
 
 
 def _member(module: Module, node: Function, link: Link) -> str:
     marks = {ast.unparse(item) for item in node.decorator_list}
     text = link(docstring(node))
     if any("property" in mark for mark in marks):
-        kind = f":type: {_full(module, node.returns)}" if node.returns else ""
-        message = _comment_of_return(module, node, link)
-        return _directive("py:property", node.name, module, [text, message], kind)
+        option = f":type: {_full(module, node.returns)}" if node.returns else ""
+        comment = _comment_of_return(module, node, link)
+        return _directive("py:property", node.name, module, [text, comment], option)
     static = "staticmethod" in marks
     option = ":staticmethod:" if static else ":classmethod:" if "classmethod" in marks else ""
     head = f"{node.name}({_arguments(node, skip=0 if static else 1)})"
@@ -197,36 +197,36 @@ def _directive(kind: str, head: str, module: Module, body: list[str], option: st
     fence = "::::" if kind == "py:class" else ":::"
     where = "" if kind in ("py:method", "py:property") else f":module: {module.full_name}"
     lines = [f"{fence}{{{kind}}} {head}", *(line for line in (where, option) if line)]
-    before = False
+    after_field = False
     for part in filter(None, body):
         is_field = FIELD.match(part) is not None
-        lines += [part] if is_field and before else ["", part]  # fields follow each other closely
-        before = is_field
+        lines += [part] if is_field and after_field else ["", part]  # no empty line between fields
+        after_field = is_field
     return "\n".join([*lines, fence])
 
 
 def _short(node: ast.expr | None) -> str:
-    """A default, shortened where it is long."""
+    """A default value; `...` if it is long."""
     text = " ".join(ast.unparse(node).split()) if node is not None else ""
     return text if len(text) <= 40 else "..."
 
 
 def _parameters(node: Function, skip: int) -> tuple[list[Parameter], list[Parameter]]:
-    """Positional ones, without the first `skip`, and those that are given by name."""
+    """Positional parameters without the first `skip`, and keyword-only ones."""
     args = node.args
     positional = [*args.posonlyargs, *args.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(args.defaults))
-    by_place = list(zip(positional, [*defaults, *args.defaults], strict=True))[skip:]
-    return by_place, list(zip(args.kwonlyargs, args.kw_defaults, strict=True))
+    by_position = list(zip(positional, [*defaults, *args.defaults], strict=True))[skip:]
+    return by_position, list(zip(args.kwonlyargs, args.kw_defaults, strict=True))
 
 
 def _arguments(node: Function, skip: int = 0) -> str:
-    """Names and defaults; types follow below."""
-    by_place, by_name = _parameters(node, skip)
-    several = node.args.vararg
-    star = [f"*{several.arg}"] if several else ["*"] if by_name else []
+    """Names and defaults of parameters; types follow in the fields."""
+    positional, keyword_only = _parameters(node, skip)
+    vararg = node.args.vararg
+    star = [f"*{vararg.arg}"] if vararg else ["*"] if keyword_only else []
     rest = [f"**{node.args.kwarg.arg}"] if node.args.kwarg else []
-    text = [[_argument(*item) for item in pairs] for pairs in (by_place, by_name)]
+    text = [[_argument(*item) for item in pairs] for pairs in (positional, keyword_only)]
     return ", ".join([*text[0], *star, *text[1], *rest])
 
 
@@ -235,21 +235,22 @@ def _argument(arg: ast.arg, default: ast.expr | None) -> str:
 
 
 def _fields(module: Module, node: Function, link: Link, skip: int = 0) -> list[str]:
-    """Parameters and what is returned, as the comments beside them say."""
-    by_place, by_name = _parameters(node, skip)
-    several: list[Parameter] = [(node.args.vararg, None)] if node.args.vararg else []
-    last = {(d or a).end_lineno: a for a, d in (*by_place, *several, *by_name)}
-    last.pop(node.returns.end_lineno if node.returns else None, None)  # that comment is its own
+    """Parameters and return value, with their comments and types."""
+    positional, keyword_only = _parameters(node, skip)
+    varargs: list[Parameter] = [(node.args.vararg, None)] if node.args.vararg else []
+    parameters = [*positional, *varargs, *keyword_only]
+    last = {(d or a).end_lineno: a for a, d in parameters}
+    last.pop(node.returns.end_lineno if node.returns else None, None)  # whose comment it is
     lines = []
-    for arg, default in (*by_place, *several, *by_name):
-        index = (default or arg).end_lineno or 0
-        message = link(module.comments.get(index, "")) if last.get(index) is arg else ""
-        lines.append(f":param {arg.arg}: {message}")
+    for arg, default in parameters:
+        line = (default or arg).end_lineno or 0
+        comment = link(module.comments.get(line, "")) if last.get(line) is arg else ""
+        lines.append(f":param {arg.arg}: {comment}")
         if arg.annotation is not None:
             lines.append(f":type {arg.arg}: {_full(module, arg.annotation)}")
     if node.returns is not None and ast.unparse(node.returns) != "None":
-        if message := _comment_of_return(module, node, link):
-            lines.append(f":returns: {message}")
+        if comment := _comment_of_return(module, node, link):
+            lines.append(f":returns: {comment}")
         lines.append(f":rtype: {_full(module, node.returns)}")
     return lines
 
@@ -260,7 +261,7 @@ def _comment_of_return(module: Module, node: Function, link: Link) -> str:
 
 
 def _full(module: Module, annotation: ast.expr) -> str:
-    """A type as it is written, with the names of the package in full, so that they can be linked."""
+    """A type as written, with full names of the package so that they become links."""
     text = " ".join(ast.unparse(annotation).strip("'\"").split())
 
     def full(match: "re.Match[str]") -> str:

@@ -1,4 +1,4 @@
-"""How the package is laid out: which notebook exports which module, and what a module imports.
+"""Layout of the package: which notebook exports which module, and what a module imports.
 
 A room is a folder of notebooks, `nbs/01_data`, and the sub-package that they export,
 `space_warps/data`. Numbers of rooms and of the pages in them give the reading order.
@@ -13,10 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "space_warps"
-NUMBERED = re.compile(r"(\d\w*?)_(?=[^\W\d])")  # `01_data` and `01c_catalogue`
+NUMBERED = re.compile(r"(\d\w*?)_(?=[^\W\d])")  # `01_data` and `02_images`
 DEFAULT_EXP = re.compile(r"^#\|\s*default_exp[ \t]+([\w.]+)", re.MULTILINE)
-# What first digits of notebooks mean where there are no rooms.
-LAYERS = {"0": "data", "1": "network", "2": "search", "3": "what people see", "4": "ways in"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Import:
-    """An import statement, with the module that it names in full."""
+    """An import statement, with the full name of its module."""
 
     module: str  # e.g. `space_warps.data.images`, `torch.nn`
     names: tuple[str, ...]  # Empty for `import module`
@@ -55,7 +53,7 @@ def cells_of(path: Path) -> list[str]:
 
 
 def heading_of(path: Path) -> tuple[str, str]:
-    """Title of a notebook and the sentence below it; empty where there is none."""
+    """Title of a notebook and its `>` summary; empty if missing."""
     text = "\n".join(cells_of(path))
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     summary = re.search(r"^> (.+)$", text, re.MULTILINE)
@@ -63,18 +61,18 @@ def heading_of(path: Path) -> tuple[str, str]:
 
 
 def without_number(name: str) -> str:
-    """Name of a notebook or folder without the number before it."""
+    """Name of a notebook or folder without its number."""
     match = NUMBERED.match(name)
     return name[match.end() :] if match else name
 
 
 def module_of(notebook: str) -> str:
-    """Module that a notebook has to export, by its path within nbs/."""
+    """Module that a notebook must export, from its path within nbs/."""
     return ".".join(without_number(part) for part in notebook.split("/"))
 
 
 def number_of(notebook: str) -> tuple[str, ...]:
-    """Numbers of a notebook's folders and of itself; pages compare by them."""
+    """Numbers of a notebook's folders and of itself, the reading order of pages."""
     matches = (NUMBERED.match(part) for part in notebook.split("/"))
     return tuple(match[1] if match else "" for match in matches)
 
@@ -114,7 +112,7 @@ def module_paths(root: Path = ROOT) -> dict[str, Path]:
 
 
 def resolve(module: str, node: ast.ImportFrom) -> str:
-    """Full name of what `from ... import` names in a module of the package."""
+    """Full name of the module in a `from ... import` of a module of the package."""
     if not node.level:
         return str(node.module)
     parts = f"{PACKAGE}.{module}".split(".")[: -node.level]
@@ -122,7 +120,7 @@ def resolve(module: str, node: ast.ImportFrom) -> str:
 
 
 def imports_of(module: str, tree: ast.Module) -> Iterator[Import]:
-    """All imports of a module, those within functions among them."""
+    """All imports of a module, including those within functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             yield Import(resolve(module, node), tuple(alias.name for alias in node.names))
@@ -147,19 +145,14 @@ def internal_imports(root: Path = ROOT) -> dict[str, set[str]]:
 
 
 def rooms_of(pages: Mapping[str, Page]) -> dict[str, str]:
-    """Room of each module in reading order; one at the top of the package is its own.
-
-    Without rooms, the first digits of the notebooks group the modules.
-    """
-    if any(page.room for page in pages.values()):
-        return {module: page.room or module for module, page in pages.items()}
-    return {module: LAYERS[page.number[0][0]] for module, page in pages.items()}
+    """Room of each module in reading order; a module at the top of the package is its own."""
+    return {module: page.room or module for module, page in pages.items()}
 
 
 def room_imports(
     rooms: Mapping[str, str], imports: Mapping[str, set[str]]
 ) -> dict[tuple[str, str], int]:
-    """Number of imports from one room to another, as (importing, imported), other than itself."""
+    """Number of imports between each two different rooms, as (importing, imported)."""
     counts: dict[tuple[str, str], int] = {}
     for module, room in rooms.items():
         for other in sorted(imports[module] & rooms.keys()):
@@ -172,7 +165,7 @@ def room_imports(
 def stub_names(package: str = "", root: Path = ROOT) -> dict[str, str]:
     """Names that `__init__.pyi` of the package or of a room offers, with the module of each.
 
-    A name that the package takes from a room is followed to its module.
+    A name that the package re-exports from a room is resolved to its module.
     """
     stub = root / PACKAGE / package.replace(".", "/") / "__init__.pyi"
     names = {}

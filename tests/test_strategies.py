@@ -264,7 +264,9 @@ def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Pa
     losses = {key: result.epochs[0].val_loss for key, result in tried.items()}
     assert len(set(losses.values())) == 6
     text = summary["steps"][1]["candidates"]
-    assert [item["hyperparameters"]["init"] for item in text] == [o.candidate.init for o in second.results]
+    assert [item["hyperparameters"]["init"] for item in text] == [
+        o.candidate.init for o in second.results
+    ]
     assert [item["inherited_epochs"] for item in text] == [
         o.candidate.inherited_epochs for o in second.results
     ]
