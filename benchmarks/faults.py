@@ -34,7 +34,8 @@ from space_warps.runs.artifacts import read_val_rows
 from space_warps.runs.environment import describe_environment
 from space_warps.runs.folder import RunFolder
 from space_warps.runs.journal import read_events
-from space_warps.runs.state import read_history, stored_model, stored_scores
+from space_warps.runs.resume import stored_model, stored_scores
+from space_warps.runs.state import read_history
 from space_warps.runs.tree import RunTree
 from space_warps.search.config import FinalConfig, SearchConfig
 from space_warps.search.runner import LocalRunner
@@ -70,7 +71,7 @@ class Bench:
         began = (folder / ".lock").exists()
         keep = RunFolder(folder, self.environment, resume=began, checkpoint_s=0)
         try:
-            search(CONFIG, self.runner, observers=[keep], resume=keep.past)
+            search(CONFIG, self.runner, observers=[keep], resume=keep.resume_state)
         finally:
             keep.close()
 
@@ -212,22 +213,22 @@ def torn_line_trials(bench: Bench, resumed_every: int = 50) -> dict[str, int]:
 def everything_in(run: Path) -> list[Any]:
     """All that can be read from a run; raises `InputError` where something was changed."""
     tree = RunTree(run)
-    rows = read_val_rows(run, tree.record.val_sha256)
+    rows = read_val_rows(run, tree.state.val_sha256)
     read: list[Any] = [read_events(run), rows.ids, rows.labels.tolist()]
-    for node in tree.record.nodes[1:]:
+    for node in tree.state.nodes[1:]:
         if node.history.steps[-1].selected is not None:
             read.append(
                 {n: t.tolist() for n, t in tree.at(node.number).model().state_dict().items()}
             )
-    for existing in tree.record.results.values():
-        read.append(stored_scores(run, tree.record, existing.result).tolist())
+    for existing in tree.state.results.values():
+        read.append(stored_scores(run, tree.state, existing.result).tolist())
     kept = [
         end.final_result
-        for _, end in tree.record.branch_ends.values()
+        for _, end in tree.state.branch_ends.values()
         if end.final_result is not None
     ]
     read += [
-        {n: t.tolist() for n, t in stored_model(run, tree.record, final).state_dict.items()}
+        {n: t.tolist() for n, t in stored_model(run, tree.state, final).state_dict.items()}
         for final in kept
     ]
     model = load_model(run)

@@ -303,7 +303,7 @@ def test_back_on_a_branch_and_replayed(
     text = capsys.readouterr().out
     assert "what if, then?" in text and "patience=0" in text and text.count(" ended: ") == 2
     tree = RunTree(run)
-    branches = {node.history.branch for node in tree.record.nodes}
+    branches = {node.history.branch for node in tree.state.nodes}
     assert branches == {"main", "other"}
     assert tree.at(1).result == first.selected, "the first way is as it was"
     assert tree.at(1).model().num_params == first.selected.num_params
@@ -369,13 +369,13 @@ def test_a_loser_is_taken_and_any_node_is_grown_on(
     assert main(["branch", f"run.dir={run}", "node=1", "branch=back"]) == 0
     assert go_on(run) == 0
     tree = RunTree(run)
-    for node in tree.record.nodes[1:]:
+    for node in tree.state.nodes[1:]:
         if node.history.steps[-1].selected is not None:
             opened = tree.at(node.number)
             assert opened.model().num_params == opened.result.num_params
             right = (
                 opened.scores().argmax(dim=1).numpy()
-                == read_val_rows(run, tree.record.val_sha256).labels
+                == read_val_rows(run, tree.state.val_sha256).labels
             )
             assert right.mean() == pytest.approx(opened.result.val_acc)
 

@@ -1,4 +1,4 @@
-"""Configuration keys and the commands of space-warps.
+"""Command line: configuration keys and commands.
 
 The names listed in `__init__.pyi` load on first use (SPEC 1).
 """

@@ -77,7 +77,7 @@ def as_code(
     return f"""from space_warps import Augment, LocalRunner, SearchConfig, create_train_val_dataloaders
 from space_warps.search.history import Turn
 from space_warps.search.records import Decision
-from space_warps.runs.repeat import repeat
+from space_warps.runs.tree import repeat_decisions
 from space_warps.search.search import search
 from space_warps.search.config import {", ".join(groups)}
 
@@ -98,6 +98,6 @@ runner = LocalRunner(
 decisions = [
 {message}]
 config = SearchConfig({non_default_fields(settings)})
-model, history = search(config, runner, steer=repeat(decisions))
+model, history = search(config, runner, decide_step=repeat_decisions(decisions))
 print(history.final.weights_sha256)
 """

@@ -209,7 +209,7 @@ class RunController:
         )
         monitor = RunMonitor(folder, is_ours=lambda: session.state != "resting")
         monitor.refresh()
-        session.listener = monitor.follower.offer
+        session.listener = monitor.reader.offer
         if self.session is not None:
             self.session.close()
         self.config, self.session, self.monitor = config, session, monitor

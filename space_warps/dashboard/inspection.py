@@ -23,7 +23,8 @@ from ..reports.cutouts import ChangedPredictions, find_changed_predictions
 from ..reports.occlusion import occlusion_map, plot_occlusion
 from ..runs.artifacts import read_val_rows
 from ..runs.monitor import RunMonitor
-from ..runs.state import resumable_history, stored_model, stored_scores
+from ..runs.resume import stored_model, stored_scores
+from ..runs.state import resumable_history
 from ..search.config import SearchConfig
 from ..search.cost_estimate import estimate_seconds, untrained_candidates
 from ..search.history import SearchHistory

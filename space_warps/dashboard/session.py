@@ -250,7 +250,7 @@ class Session:
             self.error, self.exception = root_cause(error), error
 
     def _grow(self, run: RunFolder, runner: Runner) -> None:
-        self._record = run.record
+        self._record = run.state
         if _is_at_end(run):
             raise InputError(
                 "the run has come to its end; go back to an earlier step, or begin a new run"
@@ -261,10 +261,10 @@ class Session:
             observers=[run, *self.observers],
             should_stop=self._should_stop,
             decide_step=self._decide_step,
-            resume=run.past,
+            resume=run.resume_state,
         )
         if _is_at_end(run):
-            write_report(self.folder, run.record)
+            write_report(self.folder, run.state)
 
     def _should_stop(self) -> bool:
         self.num_batches += 1
@@ -284,4 +284,4 @@ class Session:
 
 
 def _is_at_end(run: RunFolder) -> bool:
-    return run.record.is_complete
+    return run.state.is_complete

@@ -46,7 +46,7 @@ def status_text(
     if error:
         return f"stopped by an error: {error}. New run begins with the settings as they stand"
     history = monitor.state.history
-    what = "training in full" if monitor.state.is_finishing else f"step {monitor.state.step}"
+    what = "training in full" if monitor.state.is_final_training else f"step {monitor.state.step}"
     if state == "asking":
         return f"step {monitor.state.step} is trained: accept, reject, or go back"
     if state in ("training", "paused"):
@@ -122,7 +122,7 @@ def candidates_table(
     history = monitor.state.history
     decided = history.steps[-1] if history and history.steps else None
     step = requested or (decided if decided and decided.number == monitor.state.step else None)
-    step = None if monitor.state.is_finishing else step
+    step = None if monitor.state.is_final_training else step
     taken = step.selected if step is not None and step is not requested else None
     rows = []
     for training in monitor.state.trainings.values():
@@ -130,7 +130,7 @@ def candidates_table(
         mark = ' class="sw-taken"' if taken is not None and training.result == taken else ""
         rows.append(f"<tr{mark}>{''.join(f'<td>{html.escape(item)}</td>' for item in cells)}</tr>")
     head = "".join(f'<th scope="col">{item}</th>' for item in TABLE_HEADER)
-    title = "training in full" if monitor.state.is_finishing else f"step {monitor.state.step}"
+    title = "training in full" if monitor.state.is_final_training else f"step {monitor.state.step}"
     message = f": {html.escape(step.decision.reason)}" if step is not None else ""
     return (
         f'<table class="sw-table"><caption>{title}{message}</caption><thead><tr>{head}</tr></thead>'

@@ -1,4 +1,4 @@
-"""A run folder on disk: journal, artifacts, resuming, monitoring, trackers, branches.
+"""Run folder of a search: written, resumed, monitored, branched and tracked.
 
 The names listed in `__init__.pyi` load on first use (SPEC 1).
 """
