@@ -67,7 +67,7 @@ def read_split(
     options = read_options(data, progress=sys.stderr.isatty())
     dataset = Space_Galaxi.read(csv_path, img_dir_path, options, seed=config.search.seed)
     loaders = split_loaders(dataset, split, config.augment)
-    test_rows = hold_out(dataset, data.test_share, config.search.seed)[1]
+    test_rows = hold_out(dataset.catalogue, data.test_share, config.search.seed)[1]
     return loaders, dataset.catalogue.select(test_rows)
 
 
