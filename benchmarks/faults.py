@@ -1,7 +1,7 @@
-"""What does a run survive? Searches that are killed, starved of disk and damaged, and counted.
+"""Which faults does a run survive? Searches that are killed, run out of disk space or are damaged.
 
-Every fault is followed by going on, and the end is compared with that of a search that nobody
-disturbed: the hash of the history, of the model and of every file that stays.
+After each fault the search resumes, and its end is compared with that of an undisturbed search:
+the hash of the history, of the model and of every file.
 """
 
 import argparse
@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from space_warps import core, journal
+from space_warps import core
+from space_warps.runs import journal
 from space_warps.core import InputError, sha256_file
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.saved_model import load_model
@@ -44,7 +45,7 @@ from space_warps.search.search import search
 CONFIG = SearchConfig(
     max_layers=2, k_candidates=(3, 4), epochs_per_eval=2, final=FinalConfig(epochs=4)
 )
-MADE_AGAIN = {
+VOLATILE = {  # Files that hold times
     ".lock",
     "events.jsonl",
     "progressive_summary.json",
@@ -55,25 +56,25 @@ MADE_AGAIN = {
 
 @dataclass
 class Bench:
-    """A small search on a small catalogue, and how it ends when nobody disturbs it."""
+    """A small search on a small catalogue, and its undisturbed run."""
 
-    place: Path
+    folder: Path
     runner: LocalRunner
     environment: dict[str, Any]
 
     @property
     def whole(self) -> Path:
-        """The run that nobody disturbed."""
-        return self.place / "whole"
+        """Folder of the undisturbed run."""
+        return self.folder / "whole"
 
-    def session(self, folder: Path) -> None:
-        """Begin a run, or go on with it, to its end."""
-        began = (folder / ".lock").exists()
-        keep = RunFolder(folder, self.environment, resume=began, checkpoint_s=0)
+    def session(self, path: Path) -> None:
+        """Start or resume a run, to its end."""
+        resume = (path / ".lock").exists()
+        folder = RunFolder(path, self.environment, resume=resume, checkpoint_s=0)
         try:
-            search(CONFIG, self.runner, observers=[keep], resume=keep.resume_state)
+            search(CONFIG, self.runner, observers=[folder], resume=folder.resume_state)
         finally:
-            keep.close()
+            folder.close()
 
     def is_identical(self, folder: Path) -> bool:
         """Whether a run ended with the same bits as the undisturbed one."""
@@ -82,9 +83,9 @@ class Bench:
 
 
 def files_of(run: Path) -> dict[str, str]:
-    """Files of a run with their hashes; those that hold times have none."""
+    """Files of a run with their hashes, empty for volatile ones."""
     return {
-        str(path.relative_to(run)): "" if path.name in MADE_AGAIN else sha256_file(path)
+        str(path.relative_to(run)): "" if path.name in VOLATILE else sha256_file(path)
         for path in sorted(run.rglob("*"))
         if path.is_file()
     }
@@ -106,7 +107,7 @@ def write_catalogue(folder: Path, num_rows: int = 60, size: int = 12) -> Path:
 
 
 def prepare(index: Path) -> Bench:
-    """Make the catalogue and the undisturbed run."""
+    """Create the catalogue and the undisturbed run."""
     csv_path = write_catalogue(index / "sky")
     loaders = create_train_val_dataloaders(
         csv_path, csv_path.parent / "images", features=[], train_ratio=0.7, batch_size=16
@@ -118,7 +119,7 @@ def prepare(index: Path) -> Bench:
 
 
 def killed_once(work: Callable[[], None], after_s: float) -> bool:
-    """Do some work in a process of its own, killed after a while; whether it came to its end."""
+    """Run in a process of its own, killed after a while; return whether it ended by itself."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -138,13 +139,13 @@ def killed_once(work: Callable[[], None], after_s: float) -> bool:
 
 
 def kill_trials(bench: Bench, count: int, seed: int = 0) -> dict[str, int]:
-    """`kill -9` at random moments, gone on with until done."""
+    """`kill -9` at random moments, resumed until done."""
     rng, result = random.Random(seed), {"trials": count, "kills": 0, "identical": 0}
-    began = time.monotonic()
-    killed_once(functools.partial(bench.session, bench.place / "timed"), 600)
-    seconds = time.monotonic() - began
+    start = time.monotonic()
+    killed_once(functools.partial(bench.session, bench.folder / "timed"), 600)
+    seconds = time.monotonic() - start
     for trial in range(count):
-        folder = bench.place / f"killed_{trial}"
+        folder = bench.folder / f"killed_{trial}"
         session = functools.partial(bench.session, folder)
         while not killed_once(session, rng.uniform(0, seconds)):
             result["kills"] += 1
@@ -172,12 +173,12 @@ def failing_write(number: int) -> Iterator[list[int]]:
 
 
 def full_disk_trials(bench: Bench, every: int = 1) -> dict[str, int]:
-    """No space at each write in turn: an error, and the run goes on when there is space again."""
+    """No space at each write in turn: an error, and the run resumes when there is space again."""
     with failing_write(0) as seen:
-        bench.session(bench.place / "counted")
+        bench.session(bench.folder / "counted")
     result = {"trials": 0, "errors": 0, "identical": 0}
     for number in range(1, seen[0] + 1, every):
-        folder = bench.place / f"full_{number}"
+        folder = bench.folder / f"full_{number}"
         result["trials"] += 1
         try:
             with failing_write(number):
@@ -187,21 +188,21 @@ def full_disk_trials(bench: Bench, every: int = 1) -> dict[str, int]:
         bench.session(folder)
         result["identical"] += bench.is_identical(folder)
         shutil.rmtree(folder)
-    shutil.rmtree(bench.place / "counted")
+    shutil.rmtree(bench.folder / "counted")
     return result
 
 
 def torn_line_trials(bench: Bench, resumed_every: int = 50) -> dict[str, int]:
-    """The last line cut at every byte: never read wrongly, and gone on from."""
+    """The last line cut at every byte: never misread, and resumed."""
     lines = (bench.whole / "events.jsonl").read_bytes().splitlines(keepends=True)
-    result = {"trials": 0, "read_rightly": 0, "resumed": 0, "identical": 0}
-    folder = bench.place / "torn"
+    result = {"trials": 0, "read_correctly": 0, "resumed": 0, "identical": 0}
+    folder = bench.folder / "torn"
     for last in (len(lines) - 1, len(lines) // 2):
         for end in range(len(lines[last])):
             shutil.copytree(bench.whole, folder)
             (folder / "events.jsonl").write_bytes(b"".join(lines[:last]) + lines[last][:end])
             result["trials"] += 1
-            result["read_rightly"] += read_events(folder) == read_events(bench.whole)[: last - 1]
+            result["read_correctly"] += read_events(folder) == read_events(bench.whole)[: last - 1]
             if end % resumed_every == 0:
                 result["resumed"] += 1
                 bench.session(folder)
@@ -211,7 +212,7 @@ def torn_line_trials(bench: Bench, resumed_every: int = 50) -> dict[str, int]:
 
 
 def everything_in(run: Path) -> list[Any]:
-    """All that can be read from a run; raises `InputError` where something was changed."""
+    """Everything that can be read from a run; raises `InputError` if a file was changed."""
     tree = RunTree(run)
     rows = read_val_rows(run, tree.state.val_sha256)
     read: list[Any] = [read_events(run), rows.ids, rows.labels.tolist()]
@@ -236,7 +237,7 @@ def everything_in(run: Path) -> list[Any]:
 
 
 def bit_flip_trials(bench: Bench, count: int, seed: int = 0) -> dict[str, int]:
-    """Bits flipped in the events and in files of tensors: refused, or read as without the line."""
+    """Bits flipped in the events and weights: refused, or read as without the last line."""
     rng = random.Random(seed)
     files = [bench.whole / "events.jsonl", bench.whole / "model.json"]
     files += sorted(bench.whole.rglob("*.safetensors"))
@@ -265,22 +266,22 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200, help="trials of kill -9")
     parser.add_argument("--flips", type=int, default=500, help="bits to flip")
     parser.add_argument("--json", type=Path, help="file to keep the counts in")
-    requested = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
     with tempfile.TemporaryDirectory() as index:
         bench = prepare(Path(index))
         result = {}
         for name, trials in {
-            "bit flips": lambda: bit_flip_trials(bench, requested.flips),
+            "bit flips": lambda: bit_flip_trials(bench, args.flips),
             "torn last lines": lambda: torn_line_trials(bench),
             "full disk": lambda: full_disk_trials(bench),
-            "kill -9": lambda: kill_trials(bench, requested.kills),
+            "kill -9": lambda: kill_trials(bench, args.kills),
         }.items():
             result[name] = trials()
             text = ", ".join(f"{what.replace('_', ' ')} {n}" for what, n in result[name].items())
             print(f"{name:16} {text}", flush=True)
-    if requested.json:
-        requested.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What cannot be used gives one clear line, exit code 2, and nothing on disk."""
+"""Input that cannot be used gives one line, exit code 2, and no file."""
 
 import errno
 import os
@@ -25,15 +25,15 @@ QUICK = [
 
 
 class Refusal:
-    """Runs a search that has to be refused, and holds what was said."""
+    """Runs a search that has to be refused, and returns its message."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.run_dir = folder / "run"
         self.capsys = capsys
 
-    def __call__(self, tiny: Tiny, *words: str) -> str:
+    def __call__(self, tiny: Tiny, *args: str) -> str:
         before = everything(tiny.csv_path.parent)
-        code = main(["search", *tiny.words(), f"run.dir={self.run_dir}", *QUICK, *words])
+        code = main(["search", *tiny.words(), f"run.dir={self.run_dir}", *QUICK, *args])
         message = self.capsys.readouterr().err
         assert code == 2, message
         assert message.count("\n") == 1, message
@@ -44,7 +44,7 @@ class Refusal:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """All files below a folder."""
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -185,10 +185,10 @@ def test_share_out_of_range(tiny: Tiny, refused: Refusal, key: str, value: str) 
 
 
 @pytest.mark.parametrize(
-    "args", ["data.train_ratio=1", "data.train_ratio=0.999", "data.fraction=0.01"]
+    "arg", ["data.train_ratio=1", "data.train_ratio=0.999", "data.fraction=0.01"]
 )
-def test_split_with_an_empty_side(tiny: Tiny, refused: Refusal, args: str) -> None:
-    message = refused(tiny, args)
+def test_split_with_an_empty_side(tiny: Tiny, refused: Refusal, arg: str) -> None:
+    message = refused(tiny, arg)
     assert "no validation row" in message or "at least one of each of the 3 classes" in message
 
 
@@ -208,7 +208,7 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("arg", "message"),
     [
         ("search.training.schedule=cosine", "schedule is 'one_cycle' or 'constant'; got 'cosine'"),
         ("search.selection.metric=luck", "selection.metric is 'loss' or 'accuracy'; got 'luck'"),
@@ -220,10 +220,8 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
         ("augment.shift=-1", "shift must be a whole number of pixels from 0 to 100; got -1"),
     ],
 )
-def test_a_recipe_that_cannot_be_followed(
-    tiny: Tiny, refused: Refusal, word: str, message: str
-) -> None:
-    assert message in refused(tiny, word)
+def test_an_invalid_setting(tiny: Tiny, refused: Refusal, arg: str, message: str) -> None:
+    assert message in refused(tiny, arg)
 
 
 @pytest.mark.parametrize(("size", "args"), [(1, []), (2, []), (1, ["search.plain=true"])])
@@ -236,7 +234,7 @@ def test_images_too_small_for_a_block(
     assert message in refused(small, *args)
 
 
-def test_device_not_there(tiny: Tiny, refused: Refusal) -> None:
+def test_missing_device(tiny: Tiny, refused: Refusal) -> None:
     assert "no device 'cuda:77' on this machine" in refused(tiny, "search.device='cuda:77'")
 
 
@@ -261,16 +259,16 @@ def test_features_named_twice(tiny: Tiny, refused: Refusal) -> None:
     assert "each feature is named once" in refused(tiny, "data.features=[z,z]")
 
 
-def test_column_there_twice(tiny: Tiny, refused: Refusal) -> None:
+def test_duplicate_column(tiny: Tiny, refused: Refusal) -> None:
     tiny.write([line + "," + line.split(",")[-1] for line in tiny.lines()])
     assert "has 2 columns 'z_err'; keep one" in refused(tiny, "data.features=[z]")
 
 
 @pytest.mark.parametrize(
-    "word", ["search.lr=inf", "search.training.init_noise=nan", "search.lr=???"]
+    "arg", ["search.lr=inf", "search.training.init_noise=nan", "search.lr=???"]
 )
-def test_numbers_that_are_none(tiny: Tiny, refused: Refusal, word: str) -> None:
-    assert word.split("=")[0].split(".")[1] in refused(tiny, word)
+def test_values_that_are_not_numbers(tiny: Tiny, refused: Refusal, arg: str) -> None:
+    assert arg.split("=")[0].split(".")[1] in refused(tiny, arg)
 
 
 def test_a_catalogue_without_any_image_is_audited(
@@ -300,12 +298,12 @@ def test_disk_full(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The fifth file of tensors does not fit: one line, everything before it stays, and goes on."""
-    requested: list[Path] = []
+    """The fifth weights file does not fit: one line, everything before it stays, and it resumes."""
+    paths: list[Path] = []
 
     def full(path: Path, data: bytes) -> str:
-        requested.append(path)
-        if len([p for p in requested if p.suffix == ".safetensors"]) == 5:
+        paths.append(path)
+        if len([p for p in paths if p.suffix == ".safetensors"]) == 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return write_atomic(path, data)
 
@@ -321,7 +319,7 @@ def test_disk_full(
     assert main(["search", f"run.dir={run}", "run.resume=true"]) == 0
 
 
-# What may be asked for instead
+# Alternatives to an error
 
 
 def test_bad_rows_can_be_skipped_with_a_count(

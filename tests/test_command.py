@@ -1,4 +1,4 @@
-"""`space-warps search` from start to end, and what it leaves."""
+"""`space-warps search` from start to end, and the files it writes."""
 
 import json
 import os
@@ -50,7 +50,7 @@ KEYS = [
     "total_trainable_params",
     "architecture",
     "steps",
-    "finish",
+    "final_training",
     "classes",
     "features",
     "seed",
@@ -70,29 +70,29 @@ QUICK = [
 ]
 
 
-def run_search(tiny: Tiny, run: Path, *words: str) -> dict:
-    """Search, and give the summary."""
-    assert main(["search", *tiny.words(), f"run.dir={run}", *QUICK, *words]) == 0
+def run_search(tiny: Tiny, run: Path, *args: str) -> dict:
+    """Search, and read the summary."""
+    assert main(["search", *tiny.words(), f"run.dir={run}", *QUICK, *args]) == 0
     return json.loads((run / "progressive_summary.json").read_text())
 
 
 def weights_in(run: Path) -> list[str]:
-    """Which networks are kept in a run's folders."""
-    result = [path for path in run.glob("*/*.safetensors") if ".scores" not in path.name]
-    return sorted(str(path.relative_to(run).with_suffix("")) for path in result)
+    """Names of the candidates whose weights are kept."""
+    paths = [path for path in run.glob("*/*.safetensors") if ".scores" not in path.name]
+    return sorted(str(path.relative_to(run).with_suffix("")) for path in paths)
 
 
 @pytest.mark.parametrize("args", [[], ["search.final.enabled=false"]])
-def test_a_run_leaves_its_files_and_keys(
+def test_a_run_writes_its_files_and_keys(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str]
 ) -> None:
     summary = run_search(tiny, tmp_path / "run", *args)
-    assert capsys.readouterr().err == "", "bars are for terminals"
+    assert capsys.readouterr().err == "", "bars are shown in terminals only"
     assert {path.name for path in (tmp_path / "run").iterdir() if path.is_file()} == FILES
     assert set(KEYS) <= set(summary)
     history = read_history(tmp_path / "run")
-    taken = [step.selected for step in history.steps if step.selected is not None]
-    kept = {result.candidate.name for result in (*taken, history.final_result)}
+    selected = [step.selected for step in history.steps if step.selected is not None]
+    kept = {result.candidate.name for result in (*selected, history.final_result)}
     kept |= {point["name"] for point in summary["pareto"]}
     assert weights_in(tmp_path / "run") == sorted(kept)
     assert any(name.startswith("finish/") for name in kept) == (not args)
@@ -119,16 +119,16 @@ def test_the_same_command_gives_the_same_bits(tiny: Tiny, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("num_seeds", [1, 2])
-def test_the_network_is_trained_in_full_and_repeats(
+def test_the_final_training_repeats(
     tiny: Tiny, tmp_path: Path, num_seeds: int
 ) -> None:
-    word = f"search.final.seeds={num_seeds}"
-    one, two = (run_search(tiny, tmp_path / name, word) for name in ("one", "two"))
-    for key in ("model_sha256", "history_sha256", "finish"):
+    seeds = f"search.final.seeds={num_seeds}"
+    one, two = (run_search(tiny, tmp_path / name, seeds) for name in ("one", "two"))
+    for key in ("model_sha256", "history_sha256", "final_training"):
         assert one[key] == two[key]
-    finish = one["final_training"]
-    trainings = finish["trainings"]
-    assert finish["selected"] in ("continued", "scratch")
+    final = one["final_training"]
+    trainings = final["trainings"]
+    assert final["selected"] in ("continued", "scratch")
     assert [item["role"] for item in trainings] == ["continued"] + ["scratch"] * num_seeds
     assert len({item["seed"] for item in trainings}) == num_seeds + 1
     assert {item["epochs"] for item in trainings} == {2}
@@ -136,12 +136,12 @@ def test_the_network_is_trained_in_full_and_repeats(
         (item["inherited_epochs"] > 0) == (item["role"] == "continued") for item in trainings
     )
     kept = min(trainings, key=lambda item: item["val_log_loss"])
-    assert finish["selected"] == kept["role"]
+    assert final["selected"] == kept["role"]
     assert one["final_val_log_loss"] == kept["val_log_loss"]
     assert one["final_val_accuracy"] == kept["val_accuracy"]
 
 
-def test_the_plain_rule_is_run_and_recorded(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_plain_preset_is_run_and_recorded(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
     args = [*tiny.words(), f"run.dir={run}", "search.plain=true", "search.max_layers=2"]
     assert main(["search", *args, "search.k_candidates=[4]", "search.device=cpu"]) == 0
@@ -151,19 +151,19 @@ def test_the_plain_rule_is_run_and_recorded(tiny: Tiny, tmp_path: Path) -> None:
     assert (recorded.pop("precision"), recorded.pop("workers")) == ("auto", 1)
     assert recorded.pop("capture") is False
     history = read_history(run)
-    requested = replace(PLAIN_PRESET, max_layers=2, k_candidates=(4,))
-    assert history.config == requested == from_json(recorded, SearchConfig)
+    expected = replace(PLAIN_PRESET, max_layers=2, k_candidates=(4,))
+    assert history.config == expected == from_json(recorded, SearchConfig)
     assert history.final_training is None
     assert json.loads((run / "progressive_summary.json").read_text())["final_training"] is None
     assert not any(step.decision.action == "hold" for step in history.steps)
-    grew = [result.val_acc for result in history.accepted]
-    assert grew == sorted(set(grew)), "the accuracy grows at each accepted depth"
+    accuracies = [result.val_acc for result in history.accepted]
+    assert accuracies == sorted(set(accuracies)), "each accepted step raises the accuracy"
 
 
-def test_a_key_beside_the_plain_rule_counts() -> None:
+def test_other_keys_apply_with_the_plain_preset() -> None:
     for args in (["search.plain=true", "search.lr=0.5"], ["search.lr=0.5", "search.plain=true"]):
-        keys = to_config(read_config(args)).search
-        assert (keys.lr, keys.selection.metric) == (0.5, "accuracy")
+        settings = to_config(read_config(args)).search
+        assert (settings.lr, settings.selection.metric) == (0.5, "accuracy")
     assert to_config(read_config(["search.plain=false"])).search.selection.metric == "loss"
 
 
@@ -185,10 +185,10 @@ def test_the_loaded_model_has_the_reported_accuracy(
     assert read_history(tmp_path / "run").sha256 == summary["history_sha256"]
 
 
-def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> None:
-    """The tiny catalogue's z gives the class away, so a network that reads it knows."""
+def test_features_help_if_they_identify_the_class(tiny: Tiny, tmp_path: Path) -> None:
+    """The z of the tiny catalogue identifies the class, so a network that reads it is accurate."""
     rng = np.random.default_rng(0)
-    for row in range(60):  # the images tell nothing
+    for row in range(60):  # images without information
         noise = rng.integers(0, 256, (12, 12), dtype=np.uint8)
         Image.fromarray(noise).save(tiny.image(row))
     args = ("search.epochs_per_eval=40", "search.max_layers=1", "search.lr=0.01")
@@ -199,7 +199,7 @@ def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("args", "event", "stopped", "kept"),
+    ("args", "event", "stop_reason", "kept"),
     [
         (["search.epochs_per_eval=100000"], b"epoch_ended", "asked to stop at step 1", []),
         (
@@ -210,8 +210,8 @@ def test_features_help_where_they_tell_the_class(tiny: Tiny, tmp_path: Path) -> 
         ),
     ],
 )
-def test_a_search_stopped_by_a_signal_keeps_what_it_has(
-    tiny: Tiny, tmp_path: Path, args: list[str], event: bytes, stopped: str, kept: list[str]
+def test_a_search_stopped_by_a_signal_keeps_its_network(
+    tiny: Tiny, tmp_path: Path, args: list[str], event: bytes, stop_reason: str, kept: list[str]
 ) -> None:
     run = tmp_path / "run"
     args = [*tiny.words(), f"run.dir={run}", *QUICK, *args]
@@ -229,32 +229,32 @@ def test_a_search_stopped_by_a_signal_keeps_what_it_has(
     searching.communicate(timeout=60)
     assert searching.returncode == 128 + signal.SIGTERM
     history = read_history(run)
-    assert history.stop_reason == stopped and history.final_training is None
+    assert history.stop_reason == stop_reason and history.final_training is None
     assert {path.name for path in run.iterdir() if path.is_file()} == FILES - {"latency.png"}
     summary = json.loads((run / "progressive_summary.json").read_text())
     front = {point["name"] for point in summary["pareto"]}
-    assert set(weights_in(run)) == {*kept, *front}, "weights that nobody decided on"
+    assert set(weights_in(run)) == {*kept, *front}, "weights without a decision"
     assert load_model(run).build().num_layers == len(history.accepted) == len(kept)
 
 
-def test_a_stop_between_the_trainings_in_full_leaves_the_grown_network(
+def test_a_stop_between_final_trainings_keeps_the_network_of_the_search(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    run, text = tmp_path / "run", []
+    run, ended = tmp_path / "run", []
 
     def listen(event: Event) -> None:
         if isinstance(event, CandidateEnded) and event.result.candidate.role == "continued":
             assert "finish/continued_00" in weights_in(run)
-            text.append(event)
+            ended.append(event)
 
     runner = LocalRunner(*create_train_val_dataloaders(*tiny, train_ratio=0.7), device="cpu")
     config = SearchConfig(
         max_layers=1, k_candidates=(4,), epochs_per_eval=1, final=FinalConfig(epochs=1)
     )
-    keep = RunFolder(run, describe_environment(tiny.csv_path, "cpu"))
-    _, history = search(config, runner, observers=[keep, listen], should_stop=lambda: bool(text))
-    assert text and history.final_training is None and history.final_result is history.accepted[-1]
-    assert weights_in(run) == ["finish/continued_00", "step_01/candidate_00"], "both can be used"
+    folder = RunFolder(run, describe_environment(tiny.csv_path, "cpu"))
+    _, history = search(config, runner, observers=[folder, listen], should_stop=lambda: bool(ended))
+    assert ended and history.final_training is None and history.final_result is history.accepted[-1]
+    assert weights_in(run) == ["finish/continued_00", "step_01/candidate_00"], "both may be needed"
     measured = evaluate(load_model(run).build(), runner.val_loader)
     assert measured.accuracy == history.final_result.val_acc
 
@@ -272,13 +272,14 @@ def test_audit_and_report_and_help(
     assert json.loads((tmp_path / "run/progressive_summary.json").read_text()) == summary
     capsys.readouterr()
     assert main([]) == 0
-    message = capsys.readouterr().out
+    output = capsys.readouterr().out
     for key in ("data.csv_path", "data.img_dir_path", "data.image_size", "search.max_layers"):
-        assert key in message
+        assert key in output
+    assert "search.selection: Which candidate" in output, "groups are described"
 
 
 def test_the_module_and_the_command_are_the_same() -> None:
-    """`space-warps` is on the path of the environment."""
+    """`space-warps` is installed on the path."""
     command = Path(sys.executable).with_name("space-warps")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.startswith("space_warps ")

@@ -53,11 +53,11 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Path]:
 
 @pytest.fixture
 def refused(trained: tuple[Tiny, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Evaluate what cannot be evaluated, and give the one line that says why."""
+    """Evaluate what cannot be evaluated, and return the error message."""
 
-    def evaluate(tiny: Tiny, run: Path = trained[1], *words: str) -> str:
+    def evaluate(tiny: Tiny, run: Path = trained[1], *args: str) -> str:
         out = tmp_path / "figures.json"
-        assert main(["evaluate", f"run.dir={run}", *tiny.words(), f"out={out}", *words]) == 2
+        assert main(["evaluate", f"run.dir={run}", *tiny.words(), f"out={out}", *args]) == 2
         message = capsys.readouterr().err
         assert message.count("\n") == 1
         assert not out.exists()

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or damaged goes on to the same bits; a person can take it back."""
+"""A run that is stopped, killed or damaged resumes to the same bits, and can go back and branch."""
 
 import importlib.util
 import json
@@ -40,13 +40,13 @@ QUICK = [
 ]
 
 
-def go_on(run: Path, *words: str) -> int:
-    """Exit code of a search that goes on."""
-    return main(["search", f"run.dir={run}", "run.resume=true", *words])
+def resume(run: Path, *args: str) -> int:
+    """Exit code of a search that resumes."""
+    return main(["search", f"run.dir={run}", "run.resume=true", *args])
 
 
 def start(tiny: Tiny, run: Path) -> subprocess.Popen[str]:
-    """A search in a process of its own, with as many threads as this one."""
+    """Start a search in a process of its own, with as many threads as this one."""
     args = [*tiny.words(), f"run.dir={run}", *QUICK]
     return subprocess.Popen(
         [sys.executable, "-m", "space_warps.cli.main", "search", *args],
@@ -59,37 +59,37 @@ def start(tiny: Tiny, run: Path) -> subprocess.Popen[str]:
 
 
 def wait_for(searching: subprocess.Popen[str], run: Path, event: bytes) -> None:
-    """Until an event of that kind is on the disk."""
+    """Wait until an event of that kind is on disk."""
     journal = run / "events.jsonl"
     while not journal.exists() or event not in journal.read_bytes():
         assert searching.poll() is None, searching.communicate()
         time.sleep(0.01)
 
 
-def signalled(at: int, signals: Sequence[str], *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a process of its own that sends itself `signals` at its training step `at`."""
+def run_signalled(at: int, signals: Sequence[str], *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own that sends itself `signals` at its training step `at`."""
     kills = "".join(f"        os.kill(os.getpid(), signal.{name})\n" for name in signals)
     code = (
         "import os, signal, sys\n"
-        "import space_warps.training.loop as train\n"
+        "import space_warps.training.loop as loop\n"
         "from space_warps.cli.main import main\n"
-        "step, seen = train.take_step, []\n"
-        "def signalled(*given):\n"
-        "    seen.append(1)\n"
-        f"    if len(seen) == {at}:\n{kills}"
-        "    return step(*given)\n"
-        "train.take_step = signalled\n"
+        "step, calls = loop.scheduled_step, []\n"
+        "def signalled(*args):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == {at}:\n{kills}"
+        "    return step(*args)\n"
+        "loop.scheduled_step = signalled\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=threads
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, env=threads
     )
 
 
 @pytest.fixture
 def faults(one_thread: None) -> Iterator[ModuleType]:
-    """The script that counts what a run survives; it forks, so it has one thread."""
+    """The script that counts which faults a run survives; it forks, so it has one thread."""
     spec = importlib.util.spec_from_file_location("faults", ROOT / "benchmarks/faults.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -104,7 +104,7 @@ def test_faults_of_the_machine(faults: ModuleType, tmp_path: Path) -> None:
     flips = faults.bit_flip_trials(bench, 50)
     assert flips["accepted"] == 0 and flips["refused"] >= 45
     torn = faults.torn_line_trials(bench, resumed_every=150)
-    assert torn["read_rightly"] == torn["trials"] > 500
+    assert torn["read_correctly"] == torn["trials"] > 500
     assert torn["identical"] == torn["resumed"] >= 4
     full = faults.full_disk_trials(bench, every=6)
     assert full["errors"] == full["identical"] == full["trials"] >= 10
@@ -123,34 +123,54 @@ def test_killed_searches_end_with_the_same_bits(faults: ModuleType, tmp_path: Pa
     ("event", "number"),
     [(b"epoch_ended", signal.SIGTERM), (b"final_training_started", signal.SIGINT)],
 )
-def test_a_stopped_search_goes_on_to_the_same_bits(
+def test_a_stopped_search_resumes_to_the_same_bits(
     tiny: Tiny, tmp_path: Path, event: bytes, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, run = grow(tiny, tmp_path / "whole", *QUICK), tmp_path / "run"
     searching = start(tiny, run)
     wait_for(searching, run, event)
     searching.send_signal(number)
-    message, _ = searching.communicate(timeout=60)
+    output, _ = searching.communicate(timeout=60)
     assert searching.returncode == 128 + number
-    assert f"to go on: space-warps search run.dir={run} run.resume=true" in message
+    assert f"to resume: space-warps search run.dir={run} run.resume=true" in output
     assert "asked to stop" in read_history(run).stop_reason
     capsys.readouterr()
-    assert go_on(run) == 0
-    assert "going on after" in capsys.readouterr().out
+    assert resume(run) == 0
+    assert "resuming after" in capsys.readouterr().out
     again = json.loads((run / "progressive_summary.json").read_text())
-    for key in ("history_sha256", "model_sha256", "stopped", "finish", "steps"):
+    for key in ("history_sha256", "model_sha256", "stop_reason", "final_training", "steps"):
         assert again[key] == whole[key]
-    assert go_on(run) == 0
-    assert "has come to its end" in capsys.readouterr().out
+    assert resume(run) == 0
+    assert "is complete" in capsys.readouterr().out
 
 
-def test_a_second_interrupt_ends_at_once_and_the_search_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+OPENED: list[str] = []  # Files that were opened for reading, while it is watched
+
+
+def count_reads(event: str, args: tuple[object, ...]) -> None:
+    """Audit hook; hooks cannot be removed."""
+    if event == "open" and len(args) == 3 and isinstance(args[1], str) and "r" in args[1]:
+        OPENED.append(str(args[0]))
+
+
+def test_a_resumed_search_reads_its_journal_once(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    grow(tiny, run, *QUICK, "data.test_share=0.2")
+    cut_after(run, "step_ended")
+    sys.addaudithook(count_reads)
+    OPENED.clear()
+    assert resume(run) == 0
+    assert (run / "evaluation.json").exists() and (run / "report.html").exists()
+    assert OPENED.count(str(run / "events.jsonl")) == 1
+
+
+def test_a_second_interrupt_stops_immediately_and_the_search_resumes(tiny: Tiny, tmp_path: Path) -> None:
     whole, run = grow(tiny, tmp_path / "whole", *QUICK), tmp_path / "run"
     args = [*tiny.words(), f"run.dir={run}", *QUICK]
-    done = signalled(12, ["SIGINT", "SIGINT"], "search", *args)
+    done = run_signalled(12, ["SIGINT", "SIGINT"], "search", *args)
     assert done.returncode == 130, done.stderr
     assert "search_ended" not in (run / "events.jsonl").read_text()
-    assert go_on(run) == 0
+    assert resume(run) == 0
     again = json.loads((run / "progressive_summary.json").read_text())
     assert again["model_sha256"] == whole["model_sha256"]
 
@@ -161,24 +181,24 @@ def test_two_searches_cannot_share_a_folder(
     run = tmp_path / "run"
     searching = start(tiny, run)
     wait_for(searching, run, b"candidate_started")
-    assert go_on(run) == 2
+    assert resume(run) == 2
     assert "is being written to by another search" in capsys.readouterr().err
     assert main(["search", *tiny.words(), f"run.dir={run}", *QUICK]) == 2
     assert "is not empty" in capsys.readouterr().err
     searching.kill()
     searching.communicate()
-    assert go_on(run) == 0, "the lock went with the process"
+    assert resume(run) == 0, "the lock is released with the process"
 
 
 def cut_after(run: Path, event: str) -> None:
-    """As if the machine had gone down after the first event of that kind."""
+    """Cut the journal after the first event of that kind, as if the machine had stopped."""
     lines = (run / "events.jsonl").read_bytes().splitlines(keepends=True)
-    kinds = [text["event"] for text in read_events(run)]
-    (run / "events.jsonl").write_bytes(b"".join(lines[: kinds.index(event) + 2]))  # and the header
+    names = [item["event"] for item in read_events(run)]
+    (run / "events.jsonl").write_bytes(b"".join(lines[: names.index(event) + 2]))  # and the header
 
 
 @pytest.mark.parametrize("fault", ["changed", "deleted"])
-def test_an_image_that_is_not_what_it_was(
+def test_an_image_that_has_changed(
     tiny: Tiny, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -190,16 +210,16 @@ def test_an_image_that_is_not_what_it_was(
     else:
         tiny.image(5).unlink()
     capsys.readouterr()
-    assert go_on(run) == 2
+    assert resume(run) == 2
     message = capsys.readouterr().err
     assert ("rows_sha256 differs" if fault == "changed" else tiny.image(5).name[:20]) in message
     tiny.image(5).write_bytes(content)
-    assert go_on(run) == 0
+    assert resume(run) == 0
     again = json.loads((run / "progressive_summary.json").read_text())
     assert again["model_sha256"] == whole["model_sha256"]
 
 
-def test_elsewhere_it_goes_on_only_when_told(
+def test_another_environment_is_refused_unless_accepted(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -213,12 +233,12 @@ def test_elsewhere_it_goes_on_only_when_told(
     environment["packages"]["torch"] = "1.0"
     (run / "events.jsonl").write_bytes(event_lines(events))
     capsys.readouterr()
-    assert go_on(run) == 2
+    assert resume(run) == 2
     message = capsys.readouterr().err
     assert "threads was 99 and is" in message and "torch was 1.0 and is" in message
     assert "sums are taken in another order" in message and "run.accept_changes=true" in message
-    assert go_on(run, "run.accept_changes=true") == 0
-    assert "other bits may follow: threads was 99" in capsys.readouterr().out
+    assert resume(run, "run.accept_changes=true") == 0
+    assert "differs from that of the run: threads was 99" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -228,26 +248,26 @@ def test_elsewhere_it_goes_on_only_when_told(
         (["run.keep=some"], "keep is winners or all"),
     ],
 )
-def test_what_a_resumed_search_refuses(
+def test_keys_that_a_resumed_search_refuses(
     tiny: Tiny, tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)
     cut_after(run, "step_ended")
     capsys.readouterr()
-    assert go_on(run, *args) == 2
+    assert resume(run, *args) == 2
     assert message in capsys.readouterr().err
-    assert go_on(run) == 0
+    assert resume(run) == 0
 
 
 @pytest.mark.parametrize("folder", ["none", "images"])
-def test_a_folder_that_is_no_run_is_left_alone(
+def test_a_folder_that_is_not_a_run_is_not_touched(
     tiny: Tiny, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index = tiny.img_dir_path if folder == "images" else tmp_path / "none"
-    assert go_on(index) == 2
+    path = tiny.img_dir_path if folder == "images" else tmp_path / "none"
+    assert resume(path) == 2
     assert "give the folder of a run" in capsys.readouterr().err
-    assert not (index / ".lock").exists()
+    assert not (path / ".lock").exists()
 
 
 def test_a_folder_that_cannot_be_written_to(
@@ -257,37 +277,37 @@ def test_a_folder_that_cannot_be_written_to(
     grow(tiny, run, *QUICK)
     cut_after(run, "step_ended")
     (run / "events.jsonl").rename(run / "kept.jsonl")
-    (run / "events.jsonl").mkdir()  # stands for a file that nobody may write, which root may
+    (run / "events.jsonl").mkdir()  # instead of a read-only file, which root may write
     before = sorted(path.name for path in run.iterdir())
     capsys.readouterr()
-    assert go_on(run) == 2
+    assert resume(run) == 2
     assert "events.jsonl" in capsys.readouterr().err
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def test_a_changed_blob_is_refused_and_a_missing_one_made_again(
+def test_changed_weights_are_refused_and_missing_ones_trained_again(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     whole = grow(tiny, run, *QUICK, "run.keep=all")
     cut_after(run, "step_ended")
-    taken = read_history(run).steps[0].selected
-    assert taken is not None
-    blob = run / f"{taken.candidate.name}.safetensors"
-    content = bytearray(blob.read_bytes())
+    selected = read_history(run).steps[0].selected
+    assert selected is not None
+    file = run / f"{selected.candidate.name}.safetensors"
+    content = bytearray(file.read_bytes())
     content[-1] ^= 1
-    blob.write_bytes(content)
+    file.write_bytes(content)
     capsys.readouterr()
-    assert go_on(run) == 2
+    assert resume(run) == 2
     assert "is not the file that the run wrote" in capsys.readouterr().err
-    blob.unlink()
-    assert go_on(run) == 0
-    assert sha256_file(blob) == taken.weights_sha256
+    file.unlink()
+    assert resume(run) == 0
+    assert sha256_file(file) == selected.weights_sha256
     again = json.loads((run / "progressive_summary.json").read_text())
     assert again["model_sha256"] == whole["model_sha256"]
 
 
-def test_back_on_a_branch_and_replayed(
+def test_a_branch_is_searched_and_replayed(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -297,7 +317,7 @@ def test_back_on_a_branch_and_replayed(
     other = 1 - first.selected.candidate.index
     args = [f"run.dir={run}", "step=1", "branch=other", f"take={other}", "note=what if, then?"]
     assert main(["branch", *args, "search.selection.patience=0"]) == 0
-    assert go_on(run) == 0
+    assert resume(run) == 0
     capsys.readouterr()
     assert main(["tree", f"run.dir={run}"]) == 0
     text = capsys.readouterr().out
@@ -305,22 +325,22 @@ def test_back_on_a_branch_and_replayed(
     tree = RunTree(run)
     branches = {node.history.branch for node in tree.state.nodes}
     assert branches == {"main", "other"}
-    assert tree.at(1).result == first.selected, "the first way is as it was"
+    assert tree.at(1).result == first.selected, "the first branch has not changed"
     assert tree.at(1).model().num_params == first.selected.num_params
     assert read_history(run).steps[0].decision.author == "person"
     assert read_history(run).config.selection.patience == 0
     ended = json.loads((run / "progressive_summary.json").read_text())
     assert (ended["branch"], ended["history_sha256"] == whole["history_sha256"]) == ("other", False)
-    for step in ("1", "2", "finish")[: 1 + len(read_history(run).steps)]:
+    for step in ("1", "2", "final")[: 1 + len(read_history(run).steps)]:
         assert main(["replay", f"run.dir={run}", f"step={step}"]) == 0
         assert "identical" in capsys.readouterr().out
     for args, message in (
-        (["branch", "step=1", "branch=other"], "there is a branch other already"),
+        (["branch", "step=1", "branch=other"], "other already"),
         (["branch", "step=9", "branch=new"], "there is no step 9"),
         (["branch", "step=1", "branch=a/b"], "up to 40 letters"),
         (["branch", "node=9", "branch=new"], "no node 9"),
-        (["branch", "step=1", "branch=new", "run.keep=all"], "branch does nothing with run.keep"),
-        (["undo", "step=1", "take=0"], "undo does nothing with take"),
+        (["branch", "step=1", "branch=new", "run.keep=all"], "run.keep has no effect on branch"),
+        (["undo", "step=1", "take=0"], "take has no effect on undo"),
         (["branch", "step=1", "branch=new", "search.lr=-1"], "lr is a learning rate above 0"),
         (["undo", "step=up"], "step is a whole number"),
         (["replay", "step=9"], "no step 9"),
@@ -329,7 +349,7 @@ def test_back_on_a_branch_and_replayed(
         assert message in capsys.readouterr().err
 
 
-def test_a_replay_says_what_differs(
+def test_a_replay_lists_differences(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -338,12 +358,12 @@ def test_a_replay_says_what_differs(
         shutil.copy(tiny.image(5), tiny.image(row))
     capsys.readouterr()
     assert main(["replay", f"run.dir={run}", "step=1"]) == 1
-    message = capsys.readouterr().out
-    assert "step_01/control differs: " in message and "weights " in message
-    assert "rows_sha256 differs" in message
+    output = capsys.readouterr().out
+    assert "step_01/control differs: " in output and "weights " in output
+    assert "rows_sha256 differs" in output
 
 
-def test_a_tracker_follows_from_the_command(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_tracker_of_the_command_line(tiny: Tiny, tmp_path: Path) -> None:
     grow(tiny, tmp_path / "run", *QUICK, "track=tensorboard")
     written = list((tmp_path / "run/tensorboard").rglob("events.out.tfevents.*"))
     assert len(written) > 5
@@ -352,35 +372,35 @@ def test_a_tracker_follows_from_the_command(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("args", [[], ["search.plain=true", "search.k_candidates=[3,4,5]"]])
-def test_a_loser_is_taken_and_any_node_is_grown_on(
+def test_a_branch_selects_another_candidate_and_continues_any_node(
     tiny: Tiny, tmp_path: Path, args: list[str]
 ) -> None:
-    """Also where candidates start from their siblings, whose weights are gone."""
+    """Also where candidates start from others of the step, whose weights are removed."""
     run = tmp_path / "run"
     grow(tiny, run, *QUICK, *args)
     step = read_history(run).steps[0]
-    losers = [result for result in step.results if result is not step.selected]
-    for number, loser in enumerate(losers):
-        take = f"take={loser.candidate.index}"
+    others = [result for result in step.results if result is not step.selected]
+    for number, other in enumerate(others):
+        take = f"take={other.candidate.index}"
         assert main(["branch", f"run.dir={run}", "node=1", f"branch=b{number}", take]) == 0
-        assert go_on(run) == 0
-        assert read_history(run).steps[0].selected == loser
+        assert resume(run) == 0
+        assert read_history(run).steps[0].selected == other
     assert main(["undo", f"run.dir={run}", "step=0"]) == 0
     assert main(["branch", f"run.dir={run}", "node=1", "branch=back"]) == 0
-    assert go_on(run) == 0
+    assert resume(run) == 0
     tree = RunTree(run)
     for node in tree.state.nodes[1:]:
         if node.history.steps[-1].selected is not None:
             opened = tree.at(node.number)
             assert opened.model().num_params == opened.result.num_params
-            right = (
+            correct = (
                 opened.scores().argmax(dim=1).numpy()
                 == read_val_rows(run, tree.state.val_sha256).labels
             )
-            assert right.mean() == pytest.approx(opened.result.val_acc)
+            assert correct.mean() == pytest.approx(opened.result.val_acc)
 
 
-def test_evaluate_and_report_wait_for_a_run_that_was_taken_back(
+def test_evaluate_and_report_refuse_a_run_that_went_back(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -389,27 +409,27 @@ def test_evaluate_and_report_wait_for_a_run_that_was_taken_back(
     for command in ("evaluate", "report"):
         capsys.readouterr()
         assert main([command, f"run.dir={run}"]) == 2
-        assert "was taken back and has not gone on" in capsys.readouterr().err
-    assert go_on(run) == 0
+        assert "went back and has not been resumed" in capsys.readouterr().err
+    assert resume(run) == 0
     assert main(["evaluate", f"run.dir={run}"]) == 0
 
 
-def test_what_was_killed_after_the_end_of_the_search_is_made_up_for(
+def test_a_resume_writes_missing_reports_and_evaluations(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     grow(tiny, run, *QUICK, "data.test_share=0.2")
     (run / "report.html").unlink()
     (run / "evaluation.json").unlink()
-    assert go_on(run) == 0
+    assert resume(run) == 0
     assert "On test rows" in (run / "report.html").read_text()
     opened = (run / "test_access.jsonl").read_text().count("\n")
-    assert go_on(run) == 0, "nothing is left to do"
+    assert resume(run) == 0, "everything is done"
     assert (run / "test_access.jsonl").read_text().count("\n") == opened == 2
 
 
-def test_whole_numbers_where_fractions_are_asked(tiny: Tiny, tmp_path: Path) -> None:
-    """What is given as 0 is read back as 0.0, and is the same story."""
+def test_whole_numbers_for_float_settings(tiny: Tiny, tmp_path: Path) -> None:
+    """A 0 is read back as 0.0, with the same hash."""
     loaders = create_train_val_dataloaders(*tiny, train_ratio=0.7, features=[])
     config = SearchConfig(
         max_layers=1,
@@ -418,8 +438,8 @@ def test_whole_numbers_where_fractions_are_asked(tiny: Tiny, tmp_path: Path) -> 
         training=TrainingConfig(dropout=0, init_noise=0),
         final=FinalConfig(enabled=False),
     )
-    keep = RunFolder(tmp_path / "run", describe_environment(tiny.csv_path, "cpu", loaders))
-    _, history = search(config, LocalRunner(*loaders, device="cpu"), observers=[keep])
+    folder = RunFolder(tmp_path / "run", describe_environment(tiny.csv_path, "cpu", loaders))
+    _, history = search(config, LocalRunner(*loaders, device="cpu"), observers=[folder])
     assert read_history(tmp_path / "run").sha256 == history.sha256
 
 
@@ -430,35 +450,35 @@ def test_a_step_whose_candidates_all_fail_is_an_error_each_time(
     args = [*tiny.words(), f"run.dir={run}", *QUICK, "search.k_candidates=[[4],[10000000000]]"]
     assert main(["search", *args]) == 2
     assert "all candidates failed at step 2" in capsys.readouterr().err
-    assert RunTree(run).at(1).model().num_layers == 1, "what was grown before is there"
-    assert go_on(run) == 2
+    assert RunTree(run).at(1).model().num_layers == 1, "the network of step 1 is kept"
+    assert resume(run) == 2
     assert "all candidates failed at step 2" in capsys.readouterr().err
     assert main(["branch", f"run.dir={run}", "step=1", "branch=b", "search.max_layers=1"]) == 0
-    assert go_on(run) == 0
+    assert resume(run) == 0
 
 
-def test_a_branch_asks_for_what_nothing_could_begin_with(tiny: Tiny, tmp_path: Path) -> None:
-    """The empty network has no block to widen, and the branch does not start there."""
+def test_a_branch_with_mutations_that_the_base_network_does_not_allow(tiny: Tiny, tmp_path: Path) -> None:
+    """The base network has no block to widen, but the branch starts later."""
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)
     (narrow,) = (o for o in read_history(run).steps[0].results if o.candidate.blocks[0].k == 4)
     args = ["step=1", "branch=wide", f"take={narrow.candidate.index}"]
     args += ["search.space.mutations=[widen]", "search.k_candidates=[4,16]"]
     assert main(["branch", f"run.dir={run}", *args]) == 0
-    assert go_on(run) == 0
+    assert resume(run) == 0
     (wide,) = read_history(run).steps[1].results
     assert (wide.candidate.mutation, [spec.k for spec in wide.candidate.blocks]) == ("widen", [16])
-    assert go_on(run) == 0
+    assert resume(run) == 0
 
 
-def test_a_stop_while_a_taken_loser_is_trained_again(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_stop_while_an_unselected_candidate_is_trained_again(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)
     first = read_history(run).steps[0]
     assert first.selected is not None
     take = f"take={1 - first.selected.candidate.index}"
     assert main(["branch", f"run.dir={run}", "step=1", "branch=b", take]) == 0
-    done = signalled(1, ["SIGTERM"], "search", f"run.dir={run}", "run.resume=true")
+    done = run_signalled(1, ["SIGTERM"], "search", f"run.dir={run}", "run.resume=true")
     assert done.returncode == 143, done.stderr
-    assert go_on(run) == 0
+    assert resume(run) == 0
     assert read_history(run).branch == "b"

@@ -1,4 +1,4 @@
-"""What stands in the files of a run: names that a renamed class or field does not change, and versions."""
+"""Format of the files of a run: names, keys and versions."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ KEYS: list[tuple[Any, str]] = [
     ),
     (
         CANDIDATE,
-        "step index blocks training warm_start init_noise inherited_epochs role branch "
+        "step index blocks train_config copy_weights init_noise inherited_epochs role branch "
         "warm_start_from parent mutation rung predicted init",
     ),
     (EPOCH, "epoch train_loss val_loss val_acc"),
@@ -63,9 +63,9 @@ KEYS: list[tuple[Any, str]] = [
         "num_rows num_gained num_lost gain gain_low gain_high p_value min_detectable verdict "
         "loss_gain loss_low loss_high loss_p",
     ),
-    (Decision("accept", 0, "good"), "kind index reason author note beam stop_growing"),
-    (STEP, "step results control decision tests earlier_rungs"),
-    (Backtrack(1), "to_step branch node take changes note author stop_growing"),
+    (Decision("accept", 0, "good"), "action index reason author note beam stop_growing"),
+    (STEP, "step results control decision tests earlier_results"),
+    (Backtrack(1), "to_step branch node candidate overrides note author stop_growing"),
     (FINAL, "results index reason"),
     (InputStatistics((0.2,), (0.1,), ()), "image_mean image_std feature_edges"),
     (
@@ -80,7 +80,7 @@ KEYS: list[tuple[Any, str]] = [
     ),
 ]
 LINES = {
-    "search_started": "at_s base_architecture config base_sha256 environment num_train num_val "
+    "search_started": "at_s base_architecture base_sha256 config environment num_train num_val "
     "val_sha256",
     "step_started": "at_s candidates num_trainings step",
     "candidate_started": "at_s candidate",
@@ -105,7 +105,7 @@ QUICK = [
 
 @pytest.mark.parametrize(("record", "keys"), KEYS, ids=[type(r).__name__ for r, _ in KEYS])
 def test_keys_of_a_record(record: Any, keys: str) -> None:
-    """They are the format of a run: changing one orphans what was written before."""
+    """They are the format of a run: a change makes earlier runs unreadable."""
     written = to_json(record)
     assert list(written) == keys.split()
     assert from_json(json.loads(json.dumps(written)), type(record)) == record
@@ -143,7 +143,7 @@ def test_lines_of_a_run(run: Path) -> None:
 
 
 def headed(run: Path, folder: Path, header: dict[str, Any] | None) -> Path:
-    """The run with another first line of its events, or with none."""
+    """Copy of a run with another header of its events, or none."""
     folder.mkdir()
     for path in run.iterdir():
         if path.is_file():

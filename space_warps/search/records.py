@@ -28,9 +28,9 @@ class Candidate:
     step: int  # Number of the step, from 1
     index: int  # Position among the candidates of the step, from 0
     blocks: tuple[BlockSpec, ...]  # From the image upwards
-    train_config: TrainConfig = field(metadata=json_key("training"))
+    train_config: TrainConfig
     # Whether it starts from trained weights
-    copy_weights: bool = field(metadata=json_key("warm_start"))
+    copy_weights: bool
     init_noise: float  # Noise on copied layers, in standard deviations of their weights
     inherited_epochs: int = 0  # Epochs of training behind its initial weights
     role: Role = "candidate"
@@ -139,9 +139,7 @@ class Step:
     decision: Decision
     tests: tuple[PairedTest | None, ...] = ()  # Candidates against the control; None if failed
     # Of lower rungs, in the order of training
-    earlier_results: tuple[CandidateResult, ...] = field(
-        default=(), metadata=json_key("earlier_rungs")
-    )
+    earlier_results: tuple[CandidateResult, ...] = ()
 
     def test_of(
         self,
