@@ -27,10 +27,10 @@ import torch
 from PIL import Image
 
 from space_warps import core
-from space_warps.runs import journal
 from space_warps.core import InputError, sha256_file
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.saved_model import load_model
+from space_warps.runs import journal
 from space_warps.runs.artifacts import read_val_rows
 from space_warps.runs.environment import describe_environment
 from space_warps.runs.folder import RunFolder

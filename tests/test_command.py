@@ -102,7 +102,7 @@ def test_a_run_writes_its_files_and_keys(
     ]
     assert [len(step["candidates"]) for step in summary["steps"]] == [2] * len(history.steps)
     layer = summary["architecture"][0]
-    assert set(layer) == {"layer", "kind", "k", "in_channels", "out_channels", "val_accuracy"}
+    assert set(layer) == {"layer", "family", "k", "in_channels", "out_channels", "val_accuracy"}
     assert summary["model_sha256"] == sha256_file(tmp_path / "run/model.safetensors")
     environment = json.loads((tmp_path / "run/environment.json").read_text())
     assert {"threads", "device", "precision", "catalogue_sha256"} <= set(environment)
@@ -119,9 +119,7 @@ def test_the_same_command_gives_the_same_bits(tiny: Tiny, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("num_seeds", [1, 2])
-def test_the_final_training_repeats(
-    tiny: Tiny, tmp_path: Path, num_seeds: int
-) -> None:
+def test_the_final_training_repeats(tiny: Tiny, tmp_path: Path, num_seeds: int) -> None:
     seeds = f"search.final.seeds={num_seeds}"
     one, two = (run_search(tiny, tmp_path / name, seeds) for name in ("one", "two"))
     for key in ("model_sha256", "history_sha256", "final_training"):

@@ -164,7 +164,9 @@ def test_a_resumed_search_reads_its_journal_once(tiny: Tiny, tmp_path: Path) -> 
     assert OPENED.count(str(run / "events.jsonl")) == 1
 
 
-def test_a_second_interrupt_stops_immediately_and_the_search_resumes(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_second_interrupt_stops_immediately_and_the_search_resumes(
+    tiny: Tiny, tmp_path: Path
+) -> None:
     whole, run = grow(tiny, tmp_path / "whole", *QUICK), tmp_path / "run"
     args = [*tiny.words(), f"run.dir={run}", *QUICK]
     done = run_signalled(12, ["SIGINT", "SIGINT"], "search", *args)
@@ -457,7 +459,9 @@ def test_a_step_whose_candidates_all_fail_is_an_error_each_time(
     assert resume(run) == 0
 
 
-def test_a_branch_with_mutations_that_the_base_network_does_not_allow(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_branch_with_mutations_that_the_base_network_does_not_allow(
+    tiny: Tiny, tmp_path: Path
+) -> None:
     """The base network has no block to widen, but the branch starts later."""
     run = tmp_path / "run"
     grow(tiny, run, *QUICK)

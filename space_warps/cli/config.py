@@ -113,7 +113,7 @@ class Config:
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
     out: str | None = None  # File for the metrics of evaluate; None: evaluation.json of the run
     track: Any = None  # Trackers: tensorboard, wandb, or a list of both
-    step: Any = None  # Step of the run, 0: base network; for replay also final
+    step: Any = None  # Step of the run, 0: empty network; for replay also final
     node: int | None = None  # Node of the run tree; None: the current one
     branch: str | None = None  # Name of the branch to start
     take: int | None = None  # Index of the candidate of this step to select instead
@@ -130,7 +130,7 @@ class Config:
     def step_number(self) -> int:
         "The step as a number; raises `InputError` if it is not one."
         if self.step is None:
-            raise InputError("step is missing; give the number of a step, 0 is the base network")
+            raise InputError("step is missing; give the number of a step, 0 is the empty network")
         if not isinstance(self.step, int) or isinstance(self.step, bool):
             raise InputError(f"step is a whole number from 0; got {self.step!r}")
         return self.step

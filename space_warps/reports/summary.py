@@ -33,7 +33,7 @@ def summarize(
     history: SearchHistory,  # The history of a search
     model_sha256: str,  # Of model.safetensors
     seconds: float,  # Duration of the search, in seconds
-    latency: Mapping[str, float] | None = None,  # As `measure_latencies` gives it
+    latency: Mapping[str, float] | None = None,  # `RunState.latency_ms`
 ) -> dict[str, Any]:  # JSON values
     "The content of progressive_summary.json."
     final = history.final_result
@@ -175,7 +175,7 @@ def write_summary(
     model_sha256: str,  # Of model.safetensors
     seconds: float,  # Duration of the search, in seconds
     folder: str | Path,  # An existing folder
-    latency: Mapping[str, float] | None = None,  # As `measure_latencies` gives it
+    latency: Mapping[str, float] | None = None,  # `RunState.latency_ms`
 ) -> dict[str, Any]:  # The summary
     "Write progressive_summary.json, accuracy_vs_depth.png, pareto.png and, if known, latency.png."
     summary = summarize(history, model_sha256, seconds, latency)

@@ -54,7 +54,7 @@ class NodeHandle:
         "Result of its selected candidate; raises `InputError` if none was selected."
         selected = self.history.steps[-1].selected if self.history.steps else None
         if selected is None:
-            hint = "open its parent" if self.history.steps else "the base network is not trained"
+            hint = "open its parent" if self.history.steps else "the empty network is not trained"
             raise InputError(f"node {self.node.number} has no selected network; {hint}")
         return selected
 
@@ -80,7 +80,7 @@ class RunTree:
 
     def at(
         self,
-        number: int,  # Number of a node; 0 is the base network
+        number: int,  # Number of a node; 0 is the empty network
     ) -> NodeHandle:
         "Open a node."
         if not 0 <= number < len(self.state.nodes):
@@ -118,7 +118,7 @@ def describe_tree(
 ) -> str:  # One line per node, then one line per backtrack
     "Describe all steps and branches of a run as text."
     state = tree.state
-    lines = [f"0 base network{_marks(state, 0)}"]
+    lines = [f"0 empty network{_marks(state, 0)}"]
 
     def add_children(number: int, indent: str) -> None:
         children = [node for node in state.nodes if node.parent == number]
