@@ -111,5 +111,5 @@ def test_overlap_with_training_keeps_no_path_objects(tiny: Tiny) -> None:
         def __iter__(self) -> Any:
             raise AssertionError("all paths were made at once")
 
-    paths = Counted(catalogue.paths.folder, catalogue.paths.names, catalogue.paths.endings)
+    paths = Counted(catalogue.paths.folder, catalogue.paths.names, catalogue.paths.suffixes)
     assert overlaps_training([replace(catalogue, paths=paths)], catalogue).all()
