@@ -44,7 +44,7 @@ from side_by_side import Row, commit, machine, parse, show
 from torch.utils.data import DataLoader
 
 from space_warps.cli.main import main as space_warps
-from space_warps.data.audit import audit
+from space_warps.data.audit import audit_catalogue
 from space_warps.data.augment import Augment
 from space_warps.data.catalogue import ReadOptions
 from space_warps.data.dataset import InputStatistics, measure_input_statistics
@@ -151,7 +151,9 @@ def paths(requested: Namespace) -> tuple[Path, Path]:
 
 def measure_audit(requested: Namespace) -> dict[str, Any]:
     """Audit the whole catalogue."""
-    result = audit(*paths(requested), options=ReadOptions(**mapped(requested)), print_result=False)
+    result = audit_catalogue(
+        *paths(requested), options=ReadOptions(**mapped(requested)), print_result=False
+    )
     return {"num_rows": result.num_usable, "num_objects": result.num_objects}
 
 

@@ -46,7 +46,7 @@ from space_warps.core import InputError, derive_seed, seeded, sha256_file, write
 from space_warps.data.augment import Augment
 from space_warps.data.dataset import Space_Galaxi
 from space_warps.data.loaders import create_train_val_dataloaders
-from space_warps.data.simulate import simulate
+from space_warps.data.simulate import simulate_catalogue
 from space_warps.evaluation.baselines import ResNet18
 from space_warps.evaluation.metrics import Predictions
 from space_warps.evaluation.metrics import summarize_metrics as figures_of
@@ -376,7 +376,7 @@ def main() -> None:
         if requested.simulate or folder is None:
             folder = Path(index) / "sky"
             num_rows = requested.simulate or (1500 if requested.quick else 4000)
-            simulate(folder, num_rows=num_rows, num_test_rows=0, progress=False)
+            simulate_catalogue(folder, num_rows=num_rows, num_test_rows=0, progress=False)
         text = ("features", "num_seen", "budget", "finish_epochs", "crop", "repeats")
         settings: dict[str, Any] = {name: getattr(requested, name) for name in text}
         settings |= {"catalogue": sha256_file(folder / "annotations.csv"), "space": SPACE}

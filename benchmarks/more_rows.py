@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from space_warps.data.dataset import Space_Galaxi
 from space_warps.data.loaders import EpochSampler
-from space_warps.data.simulate import simulate
+from space_warps.data.simulate import simulate_catalogue
 from space_warps.models.blocks import BlockSpec
 from space_warps.search.significance import standard_error
 from space_warps.training.loop import evaluate
@@ -82,7 +82,7 @@ def main() -> None:
     }
     rows = []
     with tempfile.TemporaryDirectory() as index:
-        made = simulate(
+        made = simulate_catalogue(
             Path(index) / "sky",
             num_rows=max(requested.rows),
             num_test_rows=0,

@@ -107,7 +107,7 @@ def test_image_folder_missing(tiny: Tiny, refused: Refusal) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"<html>", "is no JPEG or PNG"), (None, "is truncated, damaged")],
+    [(b"", "is empty"), (b"<html>", "is not a JPEG or PNG"), (None, "is truncated, damaged")],
 )
 def test_image_unreadable(
     tiny: Tiny, refused: Refusal, content: bytes | None, message: str

@@ -26,8 +26,8 @@ from space_warps.cli.config import read_run_config
 from space_warps.cli.datasets import catalogue_paths, read_loaders
 from space_warps.dashboard.controller import latest_run
 from space_warps.data.simulate import sample_catalogue
-from space_warps.runs.tree import repeat_decisions
 from space_warps.runs.state import read_history, read_run_state
+from space_warps.runs.tree import repeat_decisions
 from space_warps.search.search import search
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "nbs/dashboard.ipynb"

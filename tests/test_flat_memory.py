@@ -11,7 +11,7 @@ import torch
 from conftest import Tiny, write_tiny
 
 from space_warps.data import image_store
-from space_warps.data.audit import audit
+from space_warps.data.audit import audit_catalogue
 from space_warps.data.catalogue import ReadOptions
 from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
 from space_warps.data.image_store import MemmapImages
@@ -67,10 +67,12 @@ def test_audit_reads_images_in_chunks(
 ) -> None:
     tiny, options = mapped
     tiny.change(0, "ra", "east")  # so that the usable rows are not all rows
-    result = audit(*tiny, ReadOptions(**options), print_result=False)
+    result = audit_catalogue(*tiny, ReadOptions(**options), print_result=False)
     assert max(reads) <= 32
     assert sum(reads) == 139
-    assert replace(result, csv_path="") == replace(audit(*tiny, print_result=False), csv_path="")
+    assert replace(result, csv_path="") == replace(
+        audit_catalogue(*tiny, print_result=False), csv_path=""
+    )
 
 
 def test_evaluation_reads_images_in_chunks(

@@ -7,7 +7,7 @@ import pytest
 from conftest import Catalogue
 
 from space_warps.cli.main import main
-from space_warps.data.audit import audit
+from space_warps.data.audit import audit_catalogue
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.saved_model import load_model
 from space_warps.training.loop import evaluate
@@ -22,7 +22,7 @@ def test_no_group_on_both_sides(real: Catalogue) -> None:
 
 
 def test_the_audit_finds_what_is_there(real: Catalogue) -> None:
-    result = audit(*real, print_result=False)
+    result = audit_catalogue(*real, print_result=False)
     assert (result.num_rows, result.num_usable) == (1462, 1462)
     assert result.class_counts == {"GALAXY": 461, "QSO": 490, "STAR": 511}
     assert result.image_ceiling < 0.98

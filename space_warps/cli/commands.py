@@ -27,9 +27,9 @@ from space_warps.cli.datasets import (
     test_share_writer,
 )
 from ..core import InputError, choose_device, write_json
-from ..data.audit import audit
+from ..data.audit import audit_catalogue
 from ..data.catalogue import Catalogue
-from ..data.simulate import sample_catalogue, simulate
+from ..data.simulate import sample_catalogue, simulate_catalogue
 from ..evaluation.baselines import BaselineResult, compare_classical, compare_networks
 from space_warps.evaluation.evaluate import (
     describe_evaluation,
@@ -267,7 +267,7 @@ def run_audit(
 ) -> None:
     "Check a catalogue and print its problems."
     options = read_options(config.data, progress=sys.stderr.isatty())
-    audit(*catalogue_paths(config.data), options)
+    audit_catalogue(*catalogue_paths(config.data), options)
 
 
 def run_simulate(
@@ -277,7 +277,7 @@ def run_simulate(
     sky = config.simulate
     if sky.out_dir is None:
         raise InputError("simulate.out_dir is missing; name an absent or empty folder")
-    simulate(
+    simulate_catalogue(
         sky.out_dir,
         num_rows=sky.num_rows,
         num_test_rows=sky.num_test_rows,

@@ -35,7 +35,7 @@ from space_warps.dashboard.inspection import (
     estimate_next_step,
 )
 from .session import Session, SessionState
-from ..data.audit import audit
+from ..data.audit import audit_catalogue
 from ..data.catalogue import Catalogue
 from ..evaluation.evaluate import predict, stored_evaluation
 from ..models.saved_model import load_model
@@ -329,4 +329,8 @@ def audit_rows(
     config: Config,  # Which catalogue
 ) -> str:
     "What is in a catalogue, and what is wrong with it."
-    return str(audit(*catalogue_paths(config.data), read_options(config.data), print_result=False))
+    return str(
+        audit_catalogue(
+            *catalogue_paths(config.data), read_options(config.data), print_result=False
+        )
+    )

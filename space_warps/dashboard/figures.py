@@ -111,7 +111,9 @@ class FigureSet:
         monitor = self.controller.monitor
         if monitor.state.history is None:
             return None
-        trainings = [] if monitor.state.is_final_training else list(monitor.state.trainings.values())
+        trainings = (
+            [] if monitor.state.is_final_training else list(monitor.state.trainings.values())
+        )
         return plot_accuracy_vs_depth(
             monitor.state.history, trainings, size=SMALL, with_blocks=False
         )

@@ -12,8 +12,6 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..data.split import check_share
-
 from space_warps.cli.config import (
     Config,
     key_descriptions,
@@ -23,6 +21,7 @@ from space_warps.cli.config import (
     with_keys,
 )
 from ..core import InputError, choose_device
+from ..data.split import check_share
 from ..models.blocks import registered_families
 from ..search.config import CHOICE_LISTS, CHOICES
 from ..search.strategies import registered_strategies

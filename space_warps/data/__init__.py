@@ -1,4 +1,4 @@
-"""From a catalogue and a folder of images to augmented batches: reading, grouping by object, decoding, splitting, auditing, simulating.
+"""Read, check, split, augment and simulate catalogues of cutouts.
 
 The names listed in `__init__.pyi` load on first use (SPEC 1).
 """

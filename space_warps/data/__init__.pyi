@@ -1,6 +1,13 @@
 from .audit import CatalogueAudit as CatalogueAudit
+from .audit import audit_catalogue as audit_catalogue
+from .augment import NO_AUGMENT as NO_AUGMENT
+from .augment import STRONG_AUGMENT as STRONG_AUGMENT
 from .augment import Augment as Augment
+from .catalogue import Catalogue as Catalogue
+from .catalogue import ReadOptions as ReadOptions
+from .catalogue import read_catalogue as read_catalogue
 from .dataset import Space_Galaxi as Space_Galaxi
 from .loaders import create_train_val_dataloaders as create_train_val_dataloaders
 from .loaders import set_epoch as set_epoch
 from .simulate import sample_catalogue as sample_catalogue
+from .simulate import simulate_catalogue as simulate_catalogue

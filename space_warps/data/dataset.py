@@ -23,12 +23,12 @@ from torch.utils.data import Dataset
 
 from ..core import seeded
 from .catalogue import Catalogue, ReadOptions, read_catalogue
-from .image_store import ImageStore, MemmapImages, load_images
+from .image_store import ImageStore, MemmapImages, iter_chunks, load_images
 from .tables import OnBadRow, raise_or_skip
 
 # %% ../../nbs/01_data/06_dataset.ipynb #06037193
 class BatchTransform(Protocol):
-    "Changes a batch of images; what it draws depends on seed, epoch and row alone."
+    "Changes a batch of images; random changes depend on seed, epoch and row alone."
 
     def __call__(
         self,
@@ -38,32 +38,32 @@ class BatchTransform(Protocol):
         epoch: int,  # Epoch, from 0
         rows: Tensor,  # int64 [batch] rows of the samples in the catalogue
     ) -> Tensor:  # float32, same shape
-        "The changed batch."
+        "Transform a batch."
         ...
 
 
 Transform: TypeAlias = BatchTransform | Callable[[Tensor], Tensor]
 
-
+# %% ../../nbs/01_data/06_dataset.ipynb #6b188317
 def apply_transform(
-    transform: Transform | None,  # What to apply; None leaves the images as they are
+    transform: Transform | None,  # Transform; None returns the images
     images: Tensor,  # float32 [batch, channels, height, width], in [0, 1]
     *,
     seed: int,  # Seed of the whole search
     epoch: int,  # Epoch, from 0
     rows: Tensor,  # int64 [batch] rows of the samples in the catalogue
 ) -> Tensor:  # float32 [batch, channels, height, width]
-    "Apply a transform to a batch, so that each sample depends on (seed, epoch, row) only."
+    "Apply a transform to a batch; each sample depends on (seed, epoch, row) only."
     if transform is None:
         return images
     if "rows" in inspect.signature(transform).parameters:
-        batched = cast(BatchTransform, transform)
-        return batched(images, seed=seed, epoch=epoch, rows=rows.to(images.device))
-    single = cast(Callable[[Tensor], Tensor], transform)
+        of_batch = cast(BatchTransform, transform)
+        return of_batch(images, seed=seed, epoch=epoch, rows=rows.to(images.device))
+    of_image = cast(Callable[[Tensor], Tensor], transform)
     changed = []
     for image, row in zip(images, rows.tolist(), strict=True):
         with seeded(seed, epoch, row):
-            changed.append(single(image))
+            changed.append(of_image(image))
     return torch.stack(changed)
 
 # %% ../../nbs/01_data/06_dataset.ipynb #4289ba3e
@@ -81,11 +81,11 @@ class Space_Galaxi(Dataset[Batch]):
         *,
         features: Sequence[str] = ("z", "z_err"),  # Feature columns, any number, also none
         classes: Sequence[str] | None = None,  # Fixed order of classes; None takes the file's
-        image_size: int | None = None,  # Side in pixels to resize to; None keeps the own shape
+        image_size: int | None = None,  # Side in pixels to resize to; None keeps the images' shape
         on_bad_row: OnBadRow = "error",  # Refuse a catalogue with a bad row, or skip the row
         max_resident_bytes: int = 2**30,  # Larger image data is memory-mapped
         cache_dir: str | Path | None = None,  # Folder of mapped data; None is the user's cache
-        seed: int = 42,  # Seed of what transforms draw
+        seed: int = 42,  # Seed of random transforms
         progress: bool = False,  # Show progress bars
     ) -> None:
         options = ReadOptions(
@@ -106,16 +106,16 @@ class Space_Galaxi(Dataset[Batch]):
         cls,
         csv_path: str | Path,  # CSV with id, ra, dec (degrees), class and the features
         img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
-        options: ReadOptions,  # How they are read
+        options: ReadOptions,  # How to read them
         *,
-        seed: int = 42,  # Seed of what transforms draw
+        seed: int = 42,  # Seed of random transforms
     ) -> "Space_Galaxi":
-        "The same with the options as one record, and without a transform."
+        "Read with the options as one record, without a transform."
         return cls(csv_path, img_dir_path, seed=seed, **vars(options))
 
     def _set_rows(self, catalogue: Catalogue, rows: npt.NDArray[Any]) -> None:
         self.catalogue = catalogue
-        self.rows = torch.from_numpy(rows)  # index of each sample in `pixels`
+        self.rows = torch.from_numpy(rows)  # row of each sample in `pixels`
         self.labels = torch.from_numpy(catalogue.labels)
         self.features = torch.from_numpy(catalogue.features.astype(np.float32))
 
@@ -124,7 +124,7 @@ class Space_Galaxi(Dataset[Batch]):
 
     def __getitem__(
         self,
-        index: int,  # Which sample
+        index: int,  # Index of the sample
     ) -> (
         Batch
     ):  # image float32 [channels, height, width], label int64 [], features float32 [features]
@@ -136,10 +136,10 @@ class Space_Galaxi(Dataset[Batch]):
 
     def batch(
         self,
-        indices: Tensor,  # int64 [batch] which samples
-        device: str | torch.device = "cpu",  # Where to put the batch
+        indices: Tensor,  # int64 [batch] indices of the samples
+        device: str | torch.device = "cpu",  # Device of the batch
     ) -> Batch:  # images float32 [batch, channels, height, width], labels [batch], features [batch, features]
-        "Gather many samples from the bytes and transform them on `device`."
+        "Gather many samples and transform them on `device`."
         rows = self.rows[indices]
         images = self.image_store.gather(rows, device).to(torch.float32).div_(255)
         images = apply_transform(
@@ -153,19 +153,19 @@ class Space_Galaxi(Dataset[Batch]):
         indices: npt.NDArray[Any],  # Samples to keep, in this order, or a boolean mask
         transform: Transform | None = None,  # Transform of the new dataset
     ) -> "Space_Galaxi":
-        "A dataset of some of the samples; the bytes are shared."
+        "Select some of the samples; pixels are shared."
         other = copy.copy(self)
         other.transform = transform
         other._set_rows(self.catalogue.select(indices), self.rows.numpy()[indices])
         return other
 
     def sha256(self) -> str:
-        "Hash of the samples in their order: ids, pixels, labels and features."
+        "Hash the samples in order: ids, pixels, labels and features."
         digest = hashlib.sha256(repr((self.image_shape, self.classes)).encode())
         digest.update("\n".join(self.catalogue.table["id"]).encode())
         digest.update(self.labels.numpy().tobytes() + self.features.numpy().tobytes())
-        for start in range(0, len(self), 1024):
-            digest.update(self.pixels[self.rows[start : start + 1024]].numpy().tobytes())
+        for chunk in iter_chunks(self.pixels, self.rows):
+            digest.update(chunk.tobytes())
         return digest.hexdigest()
 
     @property
@@ -187,11 +187,11 @@ class Space_Galaxi(Dataset[Batch]):
 # %% ../../nbs/01_data/06_dataset.ipynb #eadb52b6
 @dataclass(frozen=True)
 class InputStatistics:
-    "Statistics of the training rows; part of the model, so that it reads raw values."
+    "Statistics of the training rows; a model stores them, so that it reads raw values."
 
     image_mean: tuple[float, ...]  # Per channel, of images in [0, 1]
     image_std: tuple[float, ...]  # Per channel
-    feature_edges: tuple[tuple[float, ...], ...]  # Per feature, edges of bins, ascending
+    feature_edges: tuple[tuple[float, ...], ...]  # Per feature: edges of bins, ascending
 
 
 def measure_input_statistics(
@@ -200,9 +200,8 @@ def measure_input_statistics(
 ) -> InputStatistics:
     "Measure mean and spread of the images, and the edges of the bins of each feature."
     counts = torch.zeros(dataset.image_shape[0], 256, dtype=torch.int64)
-    for start in range(0, len(dataset), 1024):
-        rows = dataset.rows[start : start + 1024]
-        for channel, values in enumerate(dataset.pixels[rows].transpose(0, 1)):
+    for chunk in iter_chunks(dataset.pixels, dataset.rows):
+        for channel, values in enumerate(torch.from_numpy(chunk).transpose(0, 1)):
             counts[channel] += torch.bincount(values.flatten(), minlength=256)
     shades = torch.arange(256, dtype=torch.float64) / 255
     shares = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)

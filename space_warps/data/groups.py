@@ -27,10 +27,10 @@ from tqdm.auto import tqdm
 def group_objects(
     ra: np.ndarray[Any, Any],  # [rows] right ascension, degrees
     dec: np.ndarray[Any, Any],  # [rows] declination, degrees
-    contents: Sequence[bytes | str] | None = None,  # [rows] a digest of each image file
+    contents: Sequence[bytes | str] | None = None,  # [rows] digest of each image file
     radius_arcsec: float = 2.0,  # Positions this close are one object
 ) -> np.ndarray[Any, np.dtype[np.int64]]:  # [rows] group numbers, from 0 in order of first rows
-    "Number the objects: rows close on the sky or with the same file content share a number."
+    "Number the objects; rows close on the sky or with the same file content share a number."
     positions = SkyCoord(ra, dec, unit="deg").cartesian.xyz.value.T
     chord = 2 * np.sin(np.deg2rad(radius_arcsec / 3600) / 2)
     close = KDTree(positions).query_pairs(chord, output_type="ndarray")
@@ -38,25 +38,25 @@ def group_objects(
     if contents is not None:
         numbers: dict[bytes | str, int] = {}
         keys = (numbers.setdefault(content, len(numbers)) for content in contents)
-        same = np.fromiter(keys, dtype=np.int64, count=len(contents))
-        order = np.argsort(same, kind="stable")
-        twins = same[order[1:]] == same[order[:-1]]
-        pairs.append((order[1:][twins], order[:-1][twins]))
+        content_ids = np.fromiter(keys, dtype=np.int64, count=len(contents))
+        order = np.argsort(content_ids, kind="stable")
+        is_equal = content_ids[order[1:]] == content_ids[order[:-1]]
+        pairs.append((order[1:][is_equal], order[:-1][is_equal]))
     rows = np.concatenate([a for a, _ in pairs])
     columns = np.concatenate([b for _, b in pairs])
     links = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(len(ra),) * 2)
     _, component = connected_components(links, directed=False)
-    _, seen, number = np.unique(component, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(seen))[number].astype(np.int64)
+    _, first_rows, number = np.unique(component, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first_rows))[number].astype(np.int64)
 
 # %% ../../nbs/01_data/02_groups.ipynb #b0a77bf0
 def count_votes(
     labels: npt.NDArray[np.int64],  # [rows] class of each row, from 0
     groups: npt.NDArray[np.int64],  # [rows] rows of the same object share a number
 ) -> npt.NDArray[np.int64]:  # [objects, classes], objects in order of their numbers
-    "How many rows of each object are of each class."
-    names, indices = np.unique(groups, return_inverse=True)
-    votes = np.zeros((len(names), max(len(np.bincount(labels)), 1)), dtype=np.int64)
+    "Count the rows of each object by class."
+    objects, indices = np.unique(groups, return_inverse=True)
+    votes = np.zeros((len(objects), max(len(np.bincount(labels)), 1)), dtype=np.int64)
     np.add.at(votes, (indices, labels), 1)
     return votes
 
@@ -86,7 +86,7 @@ def map_in_threads(
 
     num_threads = num_threads or os.cpu_count() or 1
     starts = iter(range(0, num_rows, BATCH_ROWS))
-    waiting: deque[Future[list[Result]]] = deque()
+    pending: deque[Future[list[Result]]] = deque()
     with (
         ThreadPoolExecutor(num_threads) as pool,
         tqdm(
@@ -94,11 +94,11 @@ def map_in_threads(
         ) as bar,
     ):
         while True:
-            next_starts = islice(starts, 4 * num_threads - len(waiting))
-            waiting.extend(pool.submit(run_batch, start) for start in next_starts)
-            if not waiting:
+            next_starts = islice(starts, 4 * num_threads - len(pending))
+            pending.extend(pool.submit(run_batch, start) for start in next_starts)
+            if not pending:
                 return
-            results = waiting.popleft().result()
+            results = pending.popleft().result()
             bar.update(len(results))
             yield from results
 
@@ -107,7 +107,7 @@ def digest_files(
     paths: Sequence[Path],  # Files to read
     progress: bool = False,  # Show a progress bar
 ) -> list[str]:  # A hexadecimal digest per file; its path where it cannot be read
-    "A 128-bit BLAKE2 digest of each file's content."
+    "Compute a 128-bit BLAKE2 digest of each file."
 
     def digest(row: int) -> str:
         path = paths[row]

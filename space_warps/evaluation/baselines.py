@@ -108,7 +108,9 @@ def compare_classical(
         table = change(test_tables[inputs if inputs in test_tables else "image"])
         probabilities[:, model.classes_] = model.predict_proba(table)
         groups = test_data.catalogue.groups
-        predictions = Predictions(_log_scores(probabilities), test_data.catalogue.labels, groups, classes)
+        predictions = Predictions(
+            _log_scores(probabilities), test_data.catalogue.labels, groups, classes
+        )
         return baseline_result(name, inputs, predictions, began)
 
     yield fit("majority", "nothing", DummyClassifier(strategy="prior"), _fill_missing)

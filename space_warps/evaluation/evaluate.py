@@ -194,7 +194,9 @@ def evaluate_run(
     saved_model = load_model(folder)
     target = Path(out) if out is not None else evaluation_path(folder, csv_path)
     if not target.absolute().parent.is_dir():
-        raise InputError(f"{target.parent} is not a folder, so {target.name} cannot be written there; create it first")
+        raise InputError(
+            f"{target.parent} is not a folder, so {target.name} cannot be written there; create it first"
+        )
     dataset = read_labelled(saved_model.architecture, csv_path, img_dir_path, options)
     figures = evaluate_rows(saved_model, dataset, fractions=fractions, device=device)
     number = log_test_access(folder, csv_path, len(dataset))

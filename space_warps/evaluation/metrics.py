@@ -51,7 +51,9 @@ class Predictions:
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #a2d5bf56
 def _cells(predictions: Predictions) -> Array:  # int [rows], cell of the flattened confusion matrix
-    return np.asarray(predictions.labels * len(predictions.classes) + predictions.scores.argmax(axis=1))
+    return np.asarray(
+        predictions.labels * len(predictions.classes) + predictions.scores.argmax(axis=1)
+    )
 
 
 def _count_cells(cells: Array, weights: Array, num_classes: int) -> Array:
@@ -94,7 +96,9 @@ def calibration_bins(
     return np.asarray(np.searchsorted(np.unique(edges), confidence, side="right"))
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #9a4447c8
-def _bin_sums(predictions: Predictions, weights: Array, num_bins: int) -> tuple[Array, Array, Array]:
+def _bin_sums(
+    predictions: Predictions, weights: Array, num_bins: int
+) -> tuple[Array, Array, Array]:
     flags = np.eye(num_bins)[calibration_bins(predictions, num_bins)]
     confidence = predictions.probabilities.max(axis=1)
     return weights @ flags, (weights * confidence) @ flags, (weights * predictions.is_right) @ flags
@@ -297,7 +301,9 @@ def curves(
         if 0 < is_true.sum() < len(is_true):
             false, true, _ = roc_curve(is_true, probability)
             shares = None if weights is None else weights[0]
-            precision, recall, _ = precision_recall_curve(is_true, probability, sample_weight=shares)
+            precision, recall, _ = precision_recall_curve(
+                is_true, probability, sample_weight=shares
+            )
             best = [float(precision[recall >= share].max()) for share in recalls]
             result[name] = {
                 "roc": np.interp(recalls, false, true).tolist(),

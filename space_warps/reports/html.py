@@ -147,7 +147,15 @@ def _steps_table(history: SearchHistory, summary: dict[str, Any]) -> str:
             loss = "" if training["failed"] else f"{training['val_log_loss']:.3f}"
             epochs = f"{training['epochs']} + {training['inherited_epochs']}"
             number = training.get("index", "")
-            line = [step["step"], number, name, message, loss, f"{training['num_params']:,}", epochs]
+            line = [
+                step["step"],
+                number,
+                name,
+                message,
+                loss,
+                f"{training['num_params']:,}",
+                epochs,
+            ]
             marked += [len(rows)] if number in step["beam"] else []
             rows.append([*line, training.get("dropped") or _verdict(training)])
         reason, correlation = step["reason"], step["rank_correlation"]
@@ -169,7 +177,9 @@ def _verdict(training: dict[str, Any]) -> str:
     if test["min_detectable"] <= test["gain"]:
         return text
     least = f"the smallest detectable gain is {100 * test['min_detectable']:.1f}"
-    return f"{text}; {'no gain is detectable on so few rows' if test['min_detectable'] > 1 else least}"
+    return (
+        f"{text}; {'no gain is detectable on so few rows' if test['min_detectable'] > 1 else least}"
+    )
 
 
 def _final_training(final: dict[str, Any] | None) -> str:
@@ -183,7 +193,9 @@ def _final_training(final: dict[str, Any] | None) -> str:
         ]
         for row in final["trainings"]
     ]
-    message = f"<p>Selected: {html.escape(str(final['selected']))} ({html.escape(final['reason'])}).</p>"
+    message = (
+        f"<p>Selected: {html.escape(str(final['selected']))} ({html.escape(final['reason'])}).</p>"
+    )
     return message + _table(["training", "accuracy", "log-loss"], rows)
 
 # %% ../../nbs/07_reports/03_html.ipynb #77e787c9

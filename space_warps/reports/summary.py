@@ -209,10 +209,15 @@ def describe(
     low, high = summary["final_val_accuracy_interval_95"]
     specs = [from_json(block, BlockSpec) for block in summary["blocks"]]
     text = ", ".join(describe_block(spec, summary["searched"]) for spec in specs)
-    hyperparameters = {n: v for n, v in summary["hyperparameters"].items() if n in summary["searched"]}
+    hyperparameters = {
+        n: v for n, v in summary["hyperparameters"].items() if n in summary["searched"]
+    }
     result = f", with {message}" if (message := describe_hyperparameters(hyperparameters)) else ""
     final = summary["final_training"]
-    how = {"continued": ", trained further at the end", "scratch": ", trained from scratch at the end"}
+    how = {
+        "continued": ", trained further at the end",
+        "scratch": ", trained from scratch at the end",
+    }
     trained = how.get(final["selected"], "") if final else ""
     return (
         f"{_blocks(summary['num_layers'])} ({text}){result}, "
