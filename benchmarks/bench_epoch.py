@@ -25,7 +25,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from space_warps import train as training
 from space_warps.core import autocast, choose_precision, seeded
 from space_warps.data.augment import Augment
 from space_warps.data.dataset import measure_input_statistics
@@ -33,7 +32,8 @@ from space_warps.data.loaders import create_train_val_dataloaders, iterate_batch
 from space_warps.models.blocks import BlockSpec
 from space_warps.models.model import Architecture, ProgressiveModel
 from space_warps.training.config import TrainConfig, build_optimizer, build_schedule
-from space_warps.training.loop import evaluate, scheduled_step, train_epoch, train_step
+from space_warps.training import loop as training_loop
+from space_warps.training.loop import evaluate, prepare_model, train_epoch, train_step
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 PLAN = TrainConfig(epochs=10**4)
@@ -76,18 +76,19 @@ class OurLoop:
         self.instead: dict[
             str, Any
         ] = {}  # names of space_warps.training.loop that are something else
-        training.prepare_model(model, device)
+        prepare_model(model, device)
         self.optimizer = build_optimizer(model, PLAN)
-        schedule = build_schedule(self.optimizer, PLAN, len(loaders[0]))
-        learn = functools.partial(train_step, model, self.optimizer, PLAN.label_smoothing)
-        self.take_step = functools.partial(scheduled_step, learn, schedule)
+        self.schedule = build_schedule(self.optimizer, PLAN, len(loaders[0]))
+        self.step = functools.partial(train_step, model, self.optimizer, PLAN.label_smoothing)
 
     def run_epoch(self) -> float:
         """Train one epoch and measure."""
         with self.replaced():
             self.model.train()
             with self.as_trained():
-                train_epoch(self.take_step, self.loaders[0], self.epoch, self.device)
+                train_epoch(
+                    self.step, self.schedule, self.loaders[0], self.epoch, device=self.device
+                )
             self.epoch += 1
             return evaluate(self.model, self.loaders[1], self.device, self.precision).accuracy
 
@@ -95,7 +96,7 @@ class OurLoop:
     def as_trained(self) -> Iterator[None]:
         """Within the block it is computed as in a training."""
         half = autocast(self.precision, self.device)
-        with seeded(PLAN.seed, self.epoch), training.deterministic(), half:
+        with seeded(PLAN.seed, self.epoch), training_loop.deterministic(), half:
             yield
 
     @contextlib.contextmanager
@@ -103,7 +104,7 @@ class OurLoop:
         """Within the block the training uses what stands in `instead`."""
         with contextlib.ExitStack() as stack:
             for name, other in self.instead.items():
-                stack.enter_context(mock.patch.object(training, name, other))
+                stack.enter_context(mock.patch.object(training_loop, name, other))
             yield
 
 
@@ -127,7 +128,7 @@ _IN_CHILD: list[OurLoop | ReferenceLoop] = []
 def begin_ours(case: Case, keeps_memory: bool = True) -> None:
     """Prepare our loop in a process of its own."""
     if not keeps_memory:
-        mock.patch.object(training, "keep_freed_memory", lambda: None).start()
+        mock.patch.object(training_loop, "keep_freed_memory", lambda: None).start()
     _IN_CHILD.append(OurLoop(*case.network_and_loaders()))
 
 
@@ -175,12 +176,12 @@ def lose_channels_last(loop: OurLoop) -> None:
     """Each map on its own in memory, in training and in every measurement."""
 
     def place(model: nn.Module, device: str | torch.device) -> None:
-        training.keep_freed_memory()
+        training_loop.keep_freed_memory()
         model.to(device)
         model.to(memory_format=torch.contiguous_format)
 
     place(loop.model, loop.device)
-    loop.instead["place_model"] = place
+    loop.instead["prepare_model"] = place
 
 
 def measure_in_small_batches(loop: OurLoop) -> None:

@@ -53,7 +53,7 @@ from space_warps.evaluation.baselines import compare_classical, compare_networks
 from space_warps.evaluation.evaluate import evaluate_rows, predict, read_labelled
 from space_warps.models.blocks import BlockSpec
 from space_warps.models.model import Architecture, ProgressiveModel
-from space_warps.models.saved_model import snapshot_of
+from space_warps.models.saved_model import SavedModel
 from space_warps.runs.environment import describe_environment
 from space_warps.search.config import FinalConfig, SearchConfig
 from space_warps.search.runner import LocalRunner
@@ -179,9 +179,9 @@ def measure_evaluate(requested: Namespace) -> dict[str, Any]:
     wide = replace(small.with_block(BlockSpec(k=32, downsample=3)), tta=True)
     data = read_labelled(wide, *paths(requested), ReadOptions(**mapped(requested)))
     peaks = {"read": peak_gib()}
-    predict(snapshot_of(ProgressiveModel(wide)), data.subset(np.arange(512)), "cpu")
+    predict(SavedModel.from_model(ProgressiveModel(wide)), data.subset(np.arange(512)), "cpu")
     peaks["wide network"] = peak_gib()
-    record = evaluate_rows(snapshot_of(ProgressiveModel(small)), data, device="cpu")
+    record = evaluate_rows(SavedModel.from_model(ProgressiveModel(small)), data, device="cpu")
     peaks["all rows"] = peak_gib()
     return {"num_rows": record["num_rows"], "intervals": record["intervals"], "peaks_gib": peaks}
 

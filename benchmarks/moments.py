@@ -23,7 +23,7 @@ from space_warps.core import write_json
 from space_warps.data.augment import Augment
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.blocks import BlockSpec
-from space_warps.models.saved_model import SavedModel, snapshot_of
+from space_warps.models.saved_model import SavedModel
 from space_warps.search.config import SearchConfig
 from space_warps.search.records import Candidate
 from space_warps.search.runner import LocalRunner, init_model
@@ -76,7 +76,7 @@ def added(folder: Path, features: list[str], seed: int, config: SearchConfig) ->
         with inheriting(moments) as left:
             done = training.train(model, *loaders, plan)
         model.load_state_dict(done.state_dict)
-        return snapshot_of(model), done.best.val_loss, left
+        return SavedModel.from_model(model), done.best.val_loss, left
 
     parent, _, left = fit((first,), empty, {})
     result = {}

@@ -26,7 +26,7 @@ from space_warps.data.augment import NO_AUGMENT, STRONG_AUGMENT, Augment
 from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
 from space_warps.data.loaders import EpochSampler, iterate_batches
 from space_warps.models.blocks import BlockSpec
-from space_warps.models.cutout_encoder import ImageEncoder
+from space_warps.models.encoders import ImageEncoder
 from space_warps.models.model import Architecture, ProgressiveModel
 from space_warps.training.config import TrainConfig, build_optimizer, build_schedule
 from space_warps.training.loop import evaluate, prepare_model

@@ -230,7 +230,7 @@ def test_images_too_small_for_a_block(
 ) -> None:
     small = make_tiny(size=size)
     pool = 2 if args else 3
-    message = f"{size}x{size} pixels is too small for another block that pools {pool}x{pool};"
+    message = f"{size}x{size} pixels is too small for a block with downsample={pool};"
     assert message in refused(small, *args)
 
 

@@ -20,7 +20,7 @@ from space_warps.evaluation.evaluate import evaluate_rows, overlaps_training
 from space_warps.evaluation.metrics import Predictions, bootstrap_intervals
 from space_warps.models.blocks import BlockSpec
 from space_warps.models.model import Architecture, ProgressiveModel
-from space_warps.models.saved_model import snapshot_of
+from space_warps.models.saved_model import SavedModel
 
 
 def test_bootstrap_holds_a_chunk_of_draws() -> None:
@@ -84,7 +84,7 @@ def test_evaluation_reads_images_in_chunks(
         data.image_shape, data.classes, ("z", "z_err"), measure_input_statistics(data)
     ).with_block(BlockSpec(k=4))
     reads.clear()
-    model = snapshot_of(ProgressiveModel(trained))
+    model = SavedModel.from_model(ProgressiveModel(trained))
     figures = evaluate_rows(model, data, device="cpu")
     assert max(reads) <= 64  # of the network's batches; all others are chunks
     assert sum(size > 32 for size in reads) == 140 // 64

@@ -18,7 +18,7 @@ from space_warps.data.augment import Augment
 from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
 from space_warps.data.image_store import MemmapImages, load_images
 from space_warps.data.loaders import create_train_val_dataloaders
-from space_warps.models.saved_model import snapshot_of, state_dict_to_bytes
+from space_warps.models.saved_model import SavedModel, state_dict_to_bytes
 from space_warps.search.config import FinalConfig, SearchConfig
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
@@ -45,7 +45,7 @@ def test_search_gives_the_same_bits(tiny: Tiny, mapped: dict[str, Any]) -> None:
         assert isinstance(loaders[0].dataset.pixels, MemmapImages) is bool(options)
         hashes = [loader.dataset.sha256() for loader in loaders]
         model, history = search(QUICK, LocalRunner(*loaders, device="cpu"))
-        weights = state_dict_to_bytes(snapshot_of(model).state_dict)
+        weights = state_dict_to_bytes(SavedModel.from_model(model).state_dict)
         ends.append((hashes, measure_input_statistics(loaders[0].dataset), history.sha256, weights))
     assert ends[0] == ends[1] == ends[2]
 
