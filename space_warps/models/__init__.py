@@ -1,4 +1,4 @@
-"""Blocks and their families, encoders of images and features, the network that grows, saved models, weight transfer.
+"""Networks that grow block by block: blocks and their families, encoders, saved models, weight transfer.
 
 The names listed in `__init__.pyi` load on first use (SPEC 1).
 """

@@ -1,6 +1,12 @@
 from .blocks import BlockSpec as BlockSpec
 from .blocks import build_block as build_block
 from .blocks import register_block as register_block
+from .blocks import registered_families as registered_families
+from .complexity import measure_complexity as measure_complexity
+from .complexity import measure_latency as measure_latency
 from .model import Architecture as Architecture
 from .model import ProgressiveModel as ProgressiveModel
+from .saved_model import SavedModel as SavedModel
 from .saved_model import load_model as load_model
+from .saved_model import save_model as save_model
+from .weight_transfer import transfer_weights as transfer_weights

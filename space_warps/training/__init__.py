@@ -1,4 +1,4 @@
-"""One training loop with its configuration, checkpoints and calibration.
+"""Training of one network: configuration, loop, checkpoints and calibration.
 
 The names listed in `__init__.pyi` load on first use (SPEC 1).
 """
