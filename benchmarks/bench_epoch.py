@@ -31,8 +31,8 @@ from space_warps.data.dataset import measure_input_statistics
 from space_warps.data.loaders import create_train_val_dataloaders, iterate_batches
 from space_warps.models.blocks import BlockSpec
 from space_warps.models.model import Architecture, ProgressiveModel
-from space_warps.training.config import TrainConfig, build_optimizer, build_schedule
 from space_warps.training import loop as training_loop
+from space_warps.training.config import TrainConfig, build_optimizer, build_schedule
 from space_warps.training.loop import evaluate, prepare_model, train_epoch, train_step
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from .split import check_share, split_rows
 from torch.utils.data import DataLoader, Sampler
 
 from ..core import InputError, derive_seed, generator_at
 from .augment import Augment
 from .catalogue import ReadOptions
 from .dataset import Batch, Space_Galaxi, Transform
+from .split import check_share, split_rows
 from .tables import OnBadRow
 
 # %% ../../nbs/01_data/09_loaders.ipynb #69692ed6

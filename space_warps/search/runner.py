@@ -30,10 +30,9 @@ from space_warps.data.loaders import (
 )
 from ..models.blocks import BlockSpec
 from ..models.complexity import measure_complexity
-from ..models.identity_init import init_as_identity
 from ..models.model import Architecture, ProgressiveModel
-from ..models.saved_model import SavedModel, snapshot_of, state_dict_to_bytes
-from ..models.weight_transfer import transfer_weights
+from ..models.saved_model import SavedModel, state_dict_to_bytes
+from ..models.weight_transfer import init_as_identity, transfer_weights
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Observer
 from .records import Candidate, CandidateResult
 from ..training.calibration import apply_temperature, fit_temperature
@@ -110,7 +109,7 @@ def init_model(
         model = ProgressiveModel(architecture)
     if candidate.copy_weights:
         weights = transfer_weights(
-            snapshot_of(model).state_dict,
+            SavedModel.from_model(model).state_dict,
             architecture,
             parent.state_dict,
             parent.architecture,
@@ -306,7 +305,7 @@ class LocalRunner:
             missing_flags=missing_flags,
         )
         with seeded(seed):
-            self.base_model = snapshot_of(ProgressiveModel(architecture))
+            self.base_model = SavedModel.from_model(ProgressiveModel(architecture))
 
     def train(
         self,

@@ -15,8 +15,8 @@ from typing import Any
 from ..core import InputError, canonical_json, to_json
 from ..models.blocks import BlockContractError, BlockSpec
 from ..models.complexity import Latency, measure_complexity
-from ..models.identity_init import can_start_as_identity, can_widen_exactly
 from ..models.model import Architecture
+from ..models.weight_transfer import can_start_as_identity, can_widen_exactly
 from space_warps.search.config import (
     CHOICE_LISTS,
     SearchConfig,

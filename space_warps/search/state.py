@@ -14,8 +14,8 @@ from typing import Protocol
 from ..core import InputError
 from ..models.blocks import check_family
 from ..models.complexity import Latency
-from ..models.identity_init import check_capabilities
 from ..models.saved_model import SavedModel
+from ..models.weight_transfer import check_capabilities
 from .budget import budget_in_epochs, max_steps_of
 from .config import SearchConfig
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Observer
