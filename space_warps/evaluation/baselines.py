@@ -29,7 +29,7 @@ from ..data.image_statistics import image_statistics
 from .metrics import Array, Predictions, summarize_metrics
 from ..models.blocks import BlockSpec
 from ..models.complexity import measure_complexity
-from ..models.cutout_encoder import ImageEncoder
+from ..models.encoders import ImageEncoder
 from ..models.model import Architecture, ProgressiveModel
 from ..training.config import TrainConfig
 from ..training.loop import DivergedError, evaluate, train
