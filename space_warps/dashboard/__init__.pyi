@@ -1,1 +1,2 @@
 from .app import Dashboard as Dashboard
+from .controller import RunController as RunController
