@@ -55,8 +55,8 @@ from space_warps.search.config import SearchConfig
 from space_warps.search.records import Candidate, CandidateResult
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
-from space_warps.search.settings import with_overrides
-from space_warps.search.strategies import registered_strategies
+from space_warps.search.settings import list_settings, with_overrides
+from space_warps.search.strategies import registered_strategies, settings_without_effect
 from space_warps.search.surrogate import rank_correlation
 from space_warps.training.calibration import fit_temperature
 from space_warps.training.config import TrainConfig
@@ -98,6 +98,13 @@ def variants(strategies: list[str], ways: list[str]) -> dict[str, dict[str, Any]
         for way in ways
         if strategy != "random" or "from scratch" not in way
     }
+
+
+def search_config(base: SearchConfig, changes: dict[str, Any]) -> SearchConfig:
+    """The base with these changes, and with defaults where a setting has no effect."""
+    config, default = with_overrides(base, changes), list_settings(SearchConfig())
+    useless = {path: default[path] for path in settings_without_effect(config) if path in default}
+    return with_overrides(config, useless)
 
 
 def measured(
@@ -249,7 +256,7 @@ def lines_of_fold(
         halves = variants(list(STRATEGIES), list(WAYS))
         tried |= {f"{name}, half": {**halves[name], **half} for name in requested.half}
         lines: dict[str, tuple[dict[str, Any], Run]] = {
-            name: (text, partial(run_search, with_overrides(plain, text)))
+            name: (text, partial(run_search, search_config(plain, text)))
             for name, text in tried.items()
         }
         if requested.ladder:

@@ -41,15 +41,17 @@ WIDE = [
     "search.space.stem_downsample=2",
     "search.epochs_per_eval=1",
     "search.final.epochs=1",
-    "search.beam_width=2",
     "search.num_candidates=3",
     "augment.noise=0.3",
 ]
+BEAM = ["search.beam_width=2"]
+HALVING = ["search.epochs_per_eval=4", "search.rungs=[1,2]"]  # the default, beside rungs
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "random", "beam", "pnas"])
 def test_every_strategy_grows_a_network(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
-    args = [*WIDE, f"search.strategy={strategy}", "search.rungs=[1,2]"]
+    is_beam = strategy in ("beam", "pnas")
+    args = [*WIDE, f"search.strategy={strategy}", *HALVING, *(BEAM if is_beam else [])]
     first = grow(tiny, tmp_path / "first", *args)
     again = grow(tiny, tmp_path / "again", *args)
     assert again["history_sha256"] == first["history_sha256"]
@@ -63,7 +65,7 @@ def test_every_strategy_grows_a_network(tiny: Tiny, tmp_path: Path, strategy: st
     inherited = 0 if strategy == "random" else 2  # where candidates start from nothing, so does it
     assert (begun["inherited_epochs"], later["inherited_epochs"]) == (0, inherited)
     beams = [len(step["beam"]) for step in first["steps"] if step["beam"]]
-    assert beams[0] == (2 if strategy in ("beam", "pnas") else 1)
+    assert beams[0] == (2 if is_beam else 1)
     assert (tmp_path / "first" / "pareto.png").is_file()
     for point in first["pareto"]:
         assert (tmp_path / "first" / f"{point['name']}.safetensors").is_file()
@@ -117,6 +119,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     [
         ({"max_layers": 2}, [1, 2], "max_layers=2 reached"),
         ({"max_layers": 3}, [1, 2, 3], "the strategy 'counted' proposes nothing to try"),
+        # The budget has room for one of the two candidates of the first step.
+        (
+            {"max_steps": 2, "k_candidates": (4, 8), "budget": "5epochs"},
+            [1, 2],
+            "max_steps=2 reached",
+        ),
     ],
 )
 def test_a_strategy_is_called_once_for_each_step(
@@ -128,9 +136,8 @@ def test_a_strategy_is_called_once_for_each_step(
 ) -> None:
     config = SearchConfig(
         strategy="counted",
-        k_candidates=(4,),
         epochs_per_eval=1,
-        **changes,
+        **{"k_candidates": (4,), **changes},
         space=SpaceConfig(stem_kernel=3, stem_downsample=2),
         selection=SelectionConfig(patience=9),
         final=FinalConfig(enabled=False),
@@ -171,7 +178,7 @@ def go_on(run: Path, whole: dict[str, Any], *words: str) -> None:
 
 
 def test_a_beam_that_was_cut_off_goes_on(tiny: Tiny, tmp_path: Path) -> None:
-    args = [*WIDE, "search.strategy=pnas", "search.rungs=[1,2]"]
+    args = [*WIDE, *BEAM, *HALVING, "search.strategy=pnas"]
     whole, run = grow(tiny, tmp_path / "whole", *args), tmp_path / "cut"
     cut_off(tiny, run, args, lambda event: isinstance(event, CandidateEnded), 8)
     go_on(run, whole)
@@ -218,7 +225,9 @@ def test_a_budget_is_kept(tiny: Tiny, tmp_path: Path) -> None:
             ["search.space.hyperparameters={seed:[1]}"],
             "hyperparameters names a list of values for one of lr",
         ),
-        (["search.rungs=[6,2]"], "rungs are numbers of epochs that ascend"),
+        (["search.beam_width=2"], "beam_width=2 has no effect with strategy='greedy'"),
+        (["search.rungs=[1,2]"], "epochs_per_eval=1 has no effect beside rungs"),
+        (["search.rungs=[6,2]"], "rungs are ascending numbers of epochs"),
     ],
 )
 def test_what_cannot_be_done_is_said(
@@ -279,6 +288,8 @@ def test_a_search_over_starts_is_the_same_in_workers_and_after_a_cut(
     args = [
         *WIDE,
         *START,
+        *BEAM,
+        *HALVING,
         "search.rungs=[1,3]",
         "search.strategy=beam",
         "search.space.mutations=[deepen,widen]",
@@ -374,14 +385,14 @@ MODULE = """
 from torch import nn
 
 from space_warps.models.blocks import register_block
-from space_warps.search.space import expand, possible
+from space_warps.search.space import expand, feasible
 from space_warps.search.strategies import register_strategy
 
 
 @register_block("smooth")
 def smooth_block(in_channels, spec):
     conv = nn.Conv2d(in_channels, spec.k, 3, padding=1)
-    return nn.Sequential(conv, nn.BatchNorm2d(spec.k), nn.GELU(), nn.AvgPool2d(spec.pool))
+    return nn.Sequential(conv, nn.BatchNorm2d(spec.k), nn.GELU(), nn.AvgPool2d(spec.downsample))
 
 
 def plain_block(in_channels, spec):  # nobody registers it
@@ -390,9 +401,9 @@ def plain_block(in_channels, spec):  # nobody registers it
 
 @register_strategy("both", keeps_beam=True)
 def both(history, latency):
-    parents = enumerate(history.tips)
+    parents = enumerate(history.parents)
     every = (p for n, blocks in parents for p in expand(history.config, blocks, n))
-    return possible(history, every, latency)
+    return feasible(history, every, latency)
 """
 
 
@@ -455,7 +466,7 @@ from space_warps import create_train_val_dataloaders
 from space_warps import register_block
 from space_warps.search.search import search
 from space_warps.search.config import FinalConfig, SpaceConfig
-from space_warps.search.parallel import WorkerRunner
+from space_warps.search.parallel import ParallelRunner
 import sw_travels
 
 csv_path, images, name = sys.argv[1:]
@@ -467,7 +478,7 @@ def here_block(in_channels, spec):
 
 
 loaders = create_train_val_dataloaders(csv_path, images, features=(), train_ratio=0.8)
-runner = WorkerRunner(LocalRunner(*loaders, device="cpu"), 2)
+runner = ParallelRunner(LocalRunner(*loaders, device="cpu"), 2)
 config = SearchConfig(
     max_layers=1,
     k_candidates=(4,),
@@ -477,7 +488,7 @@ config = SearchConfig(
 )
 try:
     _, history = search(config, runner)
-    print(history.accepted[0].candidate.blocks[0].kind)
+    print(history.accepted[0].candidate.blocks[0].family)
 finally:
     runner.close()
 """
