@@ -437,7 +437,7 @@ def test_whole_numbers_for_float_settings(tiny: Tiny, tmp_path: Path) -> None:
         max_layers=1,
         k_candidates=(4,),
         epochs_per_eval=1,
-        training=TrainingConfig(dropout=0, init_noise=0),
+        training=TrainingConfig(dropout=0, weight_decay=0),
         final=FinalConfig(enabled=False),
     )
     folder = RunFolder(tmp_path / "run", describe_environment(tiny.csv_path, "cpu", loaders))
