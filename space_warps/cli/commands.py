@@ -50,7 +50,7 @@ from ..search.events import Observer
 from ..search.parallel import ParallelRunner
 from ..search.runner import LocalRunner, Runner
 from ..search.search import search
-from ..search.strategies import find_names, load_names
+from ..search.strategies import check_settings_have_effect, find_names, load_names
 
 # %% ../../nbs/10_cli/04_commands.ipynb #68e6e680
 def make_runner(
@@ -94,6 +94,8 @@ def run_search(
     trackers = [open_tracker(name, path / name) for name in config.trackers]
     paths = catalogue_paths(config.data)
     (find_names if run.resume else load_names)(config.search)
+    if not run.resume:
+        check_settings_have_effect(config.search)
     loaders, test_rows = read_split(config, *paths)
     runner = make_runner(config, loaders)
     check_test(config, loaders, paths[1], runner.base_model.architecture)
