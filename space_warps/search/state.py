@@ -24,7 +24,7 @@ from .history import SearchHistory
 from .records import Backtrack, Candidate, CandidateResult, FinalTraining, Step
 from .runner import Runner, TrainedCandidate
 from .step import propose_candidates
-from .strategies import find_names, load_names
+from .strategies import check_settings_have_effect, find_names, load_names
 from ..training.checkpoint import Checkpoint
 
 # %% ../../nbs/04_search/17_state.ipynb #0016411b
@@ -207,6 +207,7 @@ def initial_state(
     empty, history = runner.base_model, resume.history if resume is not None else None
     if history is None:  # a person gave the names; those of a run came from a file
         load_names(config)
+        check_settings_have_effect(config)
     requested = config if history is not None else budget_in_epochs(config, runner, latency)
     new = SearchHistory(requested, empty.architecture, runner.num_train, runner.num_val)
     history = history or new
