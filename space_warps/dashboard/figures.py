@@ -14,6 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
+from ..reports.test_plots import plot_confusion, plot_reliability
 
 from ..core import InputError, write_atomic
 from .controller import RunController
@@ -27,7 +28,6 @@ from space_warps.reports.cutouts import (
     plot_misclassifications,
 )
 from ..reports.diagrams import plot_network, plot_tree
-from ..reports.html import plot_confusion, plot_reliability
 from space_warps.reports.plots import (
     SMALL,
     plot_accuracy_vs_depth,
