@@ -1,9 +1,9 @@
-"""How long do images take to read? Ours on all cores against a bare Pillow loop, and a second start.
+"""How long does reading images take, on all cores and at a second start?
 
-Decoding is compared with a loop that opens each image with Pillow and makes an array of it, in one
-thread, its time divided by the number of cores: what perfect sharing would take. A second start finds
-the file that the first has mapped into memory. A batch is 32 rows in random order, gathered and
-augmented, against the same rows decoded again.
+The reference of decoding is a loop in one thread that opens each image with Pillow and converts it to
+an array, its time divided by the number of cores: perfect parallelization. A second start maps the file
+that the first one wrote. A batch is 32 rows in random order, gathered and augmented, and its reference
+is to decode the same rows again.
 """
 
 import functools
@@ -28,21 +28,21 @@ SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 
 
 def bare_loop(paths: Sequence[Path], mode: str) -> None:
-    """Open each image and make an array of it, in one thread."""
+    """Open each image and convert it to an array, in one thread."""
     for path in paths:
         with Image.open(path) as image:
             np.asarray(image.convert(mode))
 
 
 def decoding(name: str, paths: Sequence[Path], mode: str, rounds: int) -> Row:
-    """All cores against one, the latter's time shared out over them."""
+    """All cores against the time of one divided by their number."""
     ours = functools.partial(load_images, paths, ReadOptions(max_resident_bytes=2**40))
     row = compare(name, ours, functools.partial(bare_loop, paths, mode), rounds)
     return Row(name, row.ours_s, row.reference_s / (os.cpu_count() or 1))
 
 
 def second_start(name: str, paths: Sequence[Path], cache: Path, rounds: int) -> Row:
-    """With the file of the first start, and without it."""
+    """With the file of the first start against without it."""
     load = functools.partial(load_images, paths, ReadOptions(max_resident_bytes=0, cache_dir=cache))
 
     def first() -> None:
@@ -54,21 +54,21 @@ def second_start(name: str, paths: Sequence[Path], cache: Path, rounds: int) -> 
 
 
 def batches(name: str, data: Space_Galaxi, num_batches: int, rounds: int) -> Row:
-    """Rows gathered from the bytes and augmented, against the same decoded each time."""
+    """Rows gathered from memory and augmented, against rows that are decoded each time."""
     generator = torch.Generator().manual_seed(0)
     indices = torch.randint(len(data), (num_batches, 32), generator=generator)
 
     def decoded() -> None:
-        for some in indices:
-            chosen = [data.catalogue.paths[index] for index in some.tolist()]
-            arrays = [np.asarray(Image.open(path)) for path in chosen]
+        for batch in indices:
+            paths = [data.catalogue.paths[index] for index in batch.tolist()]
+            arrays = [np.asarray(Image.open(path)) for path in paths]
             images = torch.from_numpy(np.stack(arrays)).view(32, *data.image_shape)
             assert data.transform is not None
-            data.transform(images.float() / 255, seed=0, epoch=0, rows=some)  # type: ignore
+            data.transform(images.float() / 255, seed=0, epoch=0, rows=batch)  # type: ignore
 
     def gathered() -> None:
-        for some in indices:
-            data.batch(some)
+        for batch in indices:
+            data.batch(batch)
 
     return compare(name, gathered, decoded, rounds)
 
@@ -88,7 +88,7 @@ def main() -> None:
         rows.append(batches("100 batches of 32", data, 100, options.rounds))
     show(rows, options.json)
     print(
-        f"\n{os.cpu_count()} cores; the reference of decoding is its time in one, divided by that"
+        f"\n{os.cpu_count()} cores; the reference of decoding is its time on one core, divided by their number"
     )
 
 

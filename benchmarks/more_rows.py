@@ -1,9 +1,9 @@
-"""How good could a network get with more rows than there are?
+"""How good can a network get with more rows?
 
-The simulated sky can be made as large as one likes. A fixed network is trained on more and more of it,
-images only, for as many steps each time, and tested on the sky of `data/sample`, which has the same
-recipe and another seed, and, if it is given, on a real catalogue, of which nothing is learnt. Prints the
-accuracy with its standard error, counting objects, and the log-loss, for each first seed.
+A simulated catalogue can be of any size. A fixed network is trained on images of more and more rows,
+for the same number of optimizer steps, and evaluated on `data/sample`, which has the same populations
+and another seed, and on a real catalogue if one is given. Prints accuracy, with its standard error
+over objects, and log-loss for each seed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from space_warps.search.significance import standard_error
 from space_warps.training.loop import evaluate
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
-IMAGES_SEEN = 120_000  # By each training
+NUM_IMAGES = 120_000  # Images of each training, counting repeats
 
 
 def network(*widths: int) -> Choice:
@@ -41,26 +41,26 @@ def network(*widths: int) -> Choice:
 NETWORKS = {"16, 32, 64": network(16, 32, 64), "32, 64, 128": network(32, 64, 128)}
 
 
-def learn(
-    name: str, sky: Space_Galaxi, num_rows: int, skies: dict[str, Space_Galaxi], seed: int
+def train_and_evaluate(
+    name: str, data: Space_Galaxi, num_rows: int, tests: dict[str, Space_Galaxi], seed: int
 ) -> dict[str, Any]:
-    """Train on the first rows of a sky, and measure on the others."""
-    epochs = max(1, round(IMAGES_SEEN / num_rows))
+    """Train on the first rows of a catalogue, and evaluate on the test catalogues."""
+    epochs = max(1, round(NUM_IMAGES / num_rows))
     choice = NETWORKS[name]
-    choice = replace(choice, train_config=replace(choice.plan, epochs=epochs))
-    existing = sky.subset(np.arange(num_rows), choice.augment)
+    choice = replace(choice, train_config=replace(choice.train_config, epochs=epochs))
+    train = data.subset(np.arange(num_rows), choice.augment)
     sampler = EpochSampler(num_rows, seed)
-    loader = DataLoader(existing, choice.batch_size, sampler=sampler, drop_last=True)
+    loader = DataLoader(train, choice.batch_size, sampler=sampler, drop_last=True)
     began = time.monotonic()
-    model = fit(choice, build(choice, existing, seed), loader, seed)
+    model = fit(choice, build(choice, train, seed), loader, seed)
     row: dict[str, Any] = {"network": name, "rows": num_rows, "seed": seed, "epochs": epochs}
     row["seconds"] = round(time.monotonic() - began, 1)
-    for about, unseen in skies.items():
-        message = evaluate(model, DataLoader(unseen, 256))
-        is_right = (message.scores.argmax(dim=1) == message.labels).numpy()
-        error = standard_error(is_right, unseen.catalogue.groups)
-        figures = {"accuracy": message.accuracy, "error": error, "log_loss": message.loss}
-        row[about] = {key: round(value, 4) for key, value in figures.items()}
+    for test_name, test in tests.items():
+        result = evaluate(model, DataLoader(test, 256))
+        is_right = (result.scores.argmax(dim=1) == result.labels).numpy()
+        error = standard_error(is_right, test.catalogue.groups)
+        metrics = {"accuracy": result.accuracy, "error": error, "log_loss": result.loss}
+        row[test_name] = {key: round(value, 4) for key, value in metrics.items()}
     return row
 
 
@@ -71,33 +71,31 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", type=int, default=[1200, 6000, 24000])
     parser.add_argument("--networks", nargs="*", default=["16, 32, 64"], choices=list(NETWORKS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--json", type=Path, help="file to keep the figures in")
-    requested = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="file for the results")
+    args = parser.parse_args()
     files = {"sample": (SAMPLE, "annotations.csv"), "sample's test set": (SAMPLE, "test.csv")}
-    if requested.real:
-        files["real"] = (requested.real, "annotations.csv")
-    skies = {
-        name: Space_Galaxi(at / csv, at / "images", features=())
-        for name, (at, csv) in files.items()
+    if args.real:
+        files["real"] = (args.real, "annotations.csv")
+    tests = {
+        name: Space_Galaxi(folder / csv, folder / "images", features=())
+        for name, (folder, csv) in files.items()
     }
     rows = []
-    with tempfile.TemporaryDirectory() as index:
-        made = simulate_catalogue(
-            Path(index) / "sky",
-            num_rows=max(requested.rows),
+    with tempfile.TemporaryDirectory() as folder:
+        paths = simulate_catalogue(
+            Path(folder) / "simulated",
+            num_rows=max(args.rows),
             num_test_rows=0,
             seed=7,
             progress=False,
         )
-        sky = Space_Galaxi(made.csv_path, made.img_dir_path, features=())
-        for name, num_rows, seed in itertools.product(
-            requested.networks, requested.rows, requested.seeds
-        ):
-            rows.append(learn(name, sky, num_rows, skies, seed))
+        data = Space_Galaxi(paths.csv_path, paths.img_dir_path, features=())
+        for name, num_rows, seed in itertools.product(args.networks, args.rows, args.seeds):
+            rows.append(train_and_evaluate(name, data, num_rows, tests, seed))
             print(json.dumps(rows[-1]), flush=True)
-    if requested.json:
+    if args.json:
         about = {"machine": machine(), "commit": commit()}
-        requested.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -201,10 +201,10 @@ def json_key(
     return {"json_key": name}
 
 
-def _overrides(kind: Any) -> dict[str, Any]:
+def _overrides(record_type: Any) -> dict[str, Any]:
     "Rules for the fields of a dataclass that have metadata."
     result = {}
-    for item in fields(kind) if is_dataclass(kind) else ():
+    for item in fields(record_type) if is_dataclass(record_type) else ():
         key = item.metadata.get("json_key", item.name)
         omit_if_default = item.metadata.get("omit_if_default", False)
         if key is None:
@@ -215,13 +215,15 @@ def _overrides(kind: Any) -> dict[str, Any]:
 
 
 _converter.register_unstructure_hook_factory(
-    lambda kind: bool(_overrides(kind)),
-    lambda kind: make_dict_unstructure_fn(kind, _converter, **_overrides(kind)),
+    lambda record_type: bool(_overrides(record_type)),
+    lambda record_type: make_dict_unstructure_fn(
+        record_type, _converter, **_overrides(record_type)
+    ),
 )
 _converter.register_structure_hook_factory(
-    lambda kind: bool(_overrides(kind)),
-    lambda kind: make_dict_structure_fn(
-        kind, _converter, _cattrs_forbid_extra_keys=True, **_overrides(kind)
+    lambda record_type: bool(_overrides(record_type)),
+    lambda record_type: make_dict_structure_fn(
+        record_type, _converter, _cattrs_forbid_extra_keys=True, **_overrides(record_type)
     ),
 )
 
@@ -238,14 +240,14 @@ def to_json(
 
 def from_json(
     values: Any,  # JSON values, as `to_json` gives them
-    kind: type[Record],  # The dataclass to build
+    record_type: type[Record],  # The dataclass to build
 ) -> Record:
     "Build a record from the values of `to_json`; raise `InputError` if they do not fit."
     try:
-        return _converter.structure(values, kind)
+        return _converter.structure(values, record_type)
     except BaseValidationError as error:
-        reasons = "; ".join(transform_error(error, path=kind.__name__))
-        raise InputError(f"not a {kind.__name__}: {reasons}") from error
+        reasons = "; ".join(transform_error(error, path=record_type.__name__))
+        raise InputError(f"not a {record_type.__name__}: {reasons}") from error
 
 
 def coerce_numbers(

@@ -28,15 +28,15 @@ def test_bootstrap_holds_a_chunk_of_draws() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 200_000)
     scores = rng.normal(size=(200_000, 3)).astype(np.float32)
-    answers = Predictions(scores, labels, np.arange(200_000), ("a", "b", "c"))
+    predictions = Predictions(scores, labels, np.arange(200_000), ("a", "b", "c"))
     tracemalloc.start()
     try:
-        intervals = bootstrap_intervals(answers, num_draws=100)
+        intervals = bootstrap_intervals(predictions, num_draws=100)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     low, high = intervals["accuracy"]
-    assert low < answers.is_right.mean() < high
+    assert low < predictions.is_right.mean() < high
     assert peak < 80e6
 
 
@@ -49,7 +49,7 @@ def mapped(tmp_path: Path) -> tuple[Tiny, dict[str, Any]]:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each read of a mapped file copies; chunks have at most 32."""
+    """Number of images that each read of a mapped file copies; chunks have at most 32."""
     sizes: list[int] = []
     read = MemmapImages.__getitem__
 
@@ -85,10 +85,10 @@ def test_evaluation_reads_images_in_chunks(
     ).with_block(BlockSpec(k=4))
     reads.clear()
     model = SavedModel.from_model(ProgressiveModel(trained))
-    figures = evaluate_rows(model, data, device="cpu")
+    metrics = evaluate_rows(model, data, device="cpu")
     assert max(reads) <= 64  # of the network's batches; all others are chunks
     assert sum(size > 32 for size in reads) == 140 // 64
-    assert figures == evaluate_rows(model, Space_Galaxi(*tiny), device="cpu")
+    assert metrics == evaluate_rows(model, Space_Galaxi(*tiny), device="cpu")
 
 
 def test_baselines_read_images_in_chunks(
@@ -106,12 +106,12 @@ def test_baselines_read_images_in_chunks(
 
 
 def test_overlap_with_training_keeps_no_path_objects(tiny: Tiny) -> None:
-    """A million `Path` objects take half a gigabyte: each is made when its file is read."""
+    """A million `Path` objects take half a gigabyte: each is created when its file is read."""
     catalogue = Space_Galaxi(*tiny).catalogue
 
     class Counted(type(catalogue.paths)):  # type: ignore[misc]
         def __iter__(self) -> Any:
-            raise AssertionError("all paths were made at once")
+            raise AssertionError("all paths were created at once")
 
     paths = Counted(catalogue.paths.folder, catalogue.paths.names, catalogue.paths.suffixes)
     assert overlaps_training([replace(catalogue, paths=paths)], catalogue).all()

@@ -1,4 +1,4 @@
-"""Images in a file that is mapped into memory give the same bits as images in memory, and stay there."""
+"""Memory-mapped images give the same bits as images in memory, and do not fill it."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ QUICK = SearchConfig(
 
 @pytest.fixture
 def mapped(tmp_path: Path) -> dict[str, Any]:
-    """What asks for a mapped file, in a folder of its own."""
+    """Options that memory-map the images, with a cache of their own."""
     return {"max_resident_bytes": 0, "cache_dir": tmp_path / "cache"}
 
 
@@ -39,15 +39,17 @@ def read(tiny: Tiny, **options: Any) -> tuple[DataLoader[Any], DataLoader[Any]]:
 
 
 def test_search_gives_the_same_bits(tiny: Tiny, mapped: dict[str, Any]) -> None:
-    ends = []
-    for options in ({}, mapped, mapped):  # the third finds the file
+    results = []
+    for options in ({}, mapped, mapped):  # the third run uses the file of the second
         loaders = read(tiny, **options)
         assert isinstance(loaders[0].dataset.pixels, MemmapImages) is bool(options)
         hashes = [loader.dataset.sha256() for loader in loaders]
         model, history = search(QUICK, LocalRunner(*loaders, device="cpu"))
         weights = state_dict_to_bytes(SavedModel.from_model(model).state_dict)
-        ends.append((hashes, measure_input_statistics(loaders[0].dataset), history.sha256, weights))
-    assert ends[0] == ends[1] == ends[2]
+        results.append(
+            (hashes, measure_input_statistics(loaders[0].dataset), history.sha256, weights)
+        )
+    assert results[0] == results[1] == results[2]
 
 
 def test_second_start_does_not_decode(
@@ -68,14 +70,14 @@ def test_second_start_does_not_decode(
         Space_Galaxi(*tiny, on_bad_row="skip", **mapped)
 
 
-def test_file_of_another_start_that_is_gone(tiny: Tiny, mapped: dict[str, Any]) -> None:
+def test_deleted_file_is_written_again(tiny: Tiny, mapped: dict[str, Any]) -> None:
     first = Space_Galaxi(*tiny, **mapped).sha256()
     for data in Path(mapped["cache_dir"]).rglob("*.uint8"):
         data.unlink()
     assert Space_Galaxi(*tiny, **mapped).sha256() == first
 
 
-def test_workers_map_the_file_themselves(tiny: Tiny, mapped: dict[str, Any]) -> None:
+def test_worker_processes_map_the_file(tiny: Tiny, mapped: dict[str, Any]) -> None:
     data = Space_Galaxi(*tiny, **mapped)
     loader = DataLoader(data, 8, num_workers=2, multiprocessing_context="spawn")
     result = torch.cat([batch[0] for batch in loader])
@@ -83,19 +85,21 @@ def test_workers_map_the_file_themselves(tiny: Tiny, mapped: dict[str, Any]) -> 
 
 
 def test_every_core_decodes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many images are under way at once as there are cores."""
+    """As many images are decoded at once as there are cores."""
     monkeypatch.setattr(groups, "BATCH_ROWS", 4)
     decode = images._decode
     paths = [tiny.image(row) for row in range(60)]
-    first = set(paths[: 4 * (os.cpu_count() or 1) : 4])  # of each thread's first batch
-    together = threading.Barrier(len(first))
+    first = set(
+        paths[: 4 * (os.cpu_count() or 1) : 4]
+    )  # the first row of each thread's first batch
+    barrier = threading.Barrier(len(first))
 
-    def wait_for_the_others(path: Path, image: Any) -> Any:
+    def decode_together(path: Path, image: Any) -> Any:
         if path in first:
-            together.wait(timeout=60)  # broken, if one thread does the work of two
+            barrier.wait(timeout=60)  # fails if one thread does the work of two
         return decode(path, image)
 
-    monkeypatch.setattr(images, "_decode", wait_for_the_others)
+    monkeypatch.setattr(images, "_decode", decode_together)
     result, bad = load_images(paths)
     assert not bad
     assert np.array_equal(result[torch.tensor([3])][0], images.read_image(paths[3], (1, 12, 12)))
@@ -125,15 +129,15 @@ for row in range(rows):
     pixels[row] = np.full((1, side, side), row % 251, dtype=np.uint8)
 pixels.flush()
 pixels = MemmapImages(path, shape)
-for some in torch.randperm(rows).split(16):
-    assert torch.equal(pixels[some][:, 0, 5, 5].to(torch.int64), some % 251)
+for batch in torch.randperm(rows).split(16):
+    assert torch.equal(pixels[batch][:, 0, 5, 5].to(torch.int64), batch % 251)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux")
-def test_what_was_read_does_not_pile_up(tmp_path: Path) -> None:
-    """A gibibyte is written and read at random; little more than a tenth stays resident."""
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are released on Linux")
+def test_pages_that_were_read_are_released(tmp_path: Path) -> None:
+    """A gibibyte is written and read in random order; less than a quarter stays resident."""
     args = [sys.executable, "-c", PEAK, str(tmp_path / "pixels.uint8"), "1024"]
-    done = subprocess.run(args, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert int(done.stdout) < 250 * 1024
+    process = subprocess.run(args, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(process.stdout) < 250 * 1024

@@ -1,4 +1,4 @@
-"""The real catalogue, where it lies beside the checkout."""
+"""Tests on the real catalogue, if there is one beside the checkout."""
 
 import json
 from pathlib import Path
@@ -13,26 +13,26 @@ from space_warps.models.saved_model import load_model
 from space_warps.training.loop import evaluate
 
 
-def test_no_group_on_both_sides(real: Catalogue) -> None:
-    sides = [loader.dataset.catalogue for loader in create_train_val_dataloaders(*real)]
-    assert sum(map(len, sides)) == 1462
-    assert not set(sides[0].groups) & set(sides[1].groups)
-    contents = [{path.read_bytes() for path in side.paths} for side in sides]
+def test_no_object_is_in_training_and_validation(real: Catalogue) -> None:
+    parts = [loader.dataset.catalogue for loader in create_train_val_dataloaders(*real)]
+    assert sum(map(len, parts)) == 1462
+    assert not set(parts[0].groups) & set(parts[1].groups)
+    contents = [{path.read_bytes() for path in part.paths} for part in parts]
     assert not contents[0] & contents[1]
 
 
-def test_the_audit_finds_what_is_there(real: Catalogue) -> None:
+def test_audit_of_the_real_catalogue(real: Catalogue) -> None:
     result = audit_catalogue(*real, print_result=False)
     assert (result.num_rows, result.num_usable) == (1462, 1462)
     assert result.class_counts == {"GALAXY": 461, "QSO": 490, "STAR": 511}
     assert result.image_ceiling < 0.98
     assert result.image_baseline.by_row - result.image_baseline.by_object > 0.04, (
-        "a random split flatters"
+        "a random split overestimates the accuracy"
     )
-    assert result.feature_baseline.by_object > 0.85, "z tells the class"
+    assert result.feature_baseline.by_object > 0.85, "z determines the class"
 
 
-def test_a_search_on_it_ends_and_repeats(real: Catalogue, tmp_path: Path) -> None:
+def test_search_repeats_to_the_bit(real: Catalogue, tmp_path: Path) -> None:
     args = [
         f"data.csv_path={real.csv_path}",
         f"data.img_dir_path={real.img_dir_path}",
