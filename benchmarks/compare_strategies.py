@@ -133,7 +133,7 @@ def train_blocks(
 ) -> tuple[Any, CandidateResult]:
     """A network of these blocks from scratch, and what its training gave."""
     fixed = Candidate(len(blocks), 0, blocks, plan, False, 0.0, role="scratch")
-    (trained,) = runner.train([fixed], runner.base_model, lambda event: None)
+    (trained,) = runner.train([fixed], [runner.base_model], lambda event: None)
     assert trained.result is not None
     return trained.saved_model.build().eval(), trained.result
 

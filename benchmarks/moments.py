@@ -24,9 +24,10 @@ from space_warps.data.augment import Augment
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.blocks import BlockSpec
 from space_warps.models.saved_model import SavedModel
+from space_warps.search.candidate_training import init_model
 from space_warps.search.config import SearchConfig
 from space_warps.search.records import Candidate
-from space_warps.search.runner import LocalRunner, init_model
+from space_warps.search.runner import LocalRunner
 
 Moments = dict[str, dict[str, torch.Tensor]]
 

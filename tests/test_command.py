@@ -199,11 +199,11 @@ def test_features_help_if_they_identify_the_class(tiny: Tiny, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("args", "event", "stop_reason", "kept"),
     [
-        (["search.epochs_per_eval=100000"], b"epoch_ended", "asked to stop at step 1", []),
+        (["search.epochs_per_eval=100000"], b"epoch_ended", "interrupted at step 1", []),
         (
             ["search.max_layers=1", "search.k_candidates=[4]", "search.final.epochs=100000"],
             b"final_training_started",
-            "max_layers=1 reached; asked to stop while finishing",
+            "max_layers=1 reached; interrupted during the final training",
             ["step_01/candidate_00"],
         ),
     ],

@@ -308,7 +308,7 @@ def test_steer_a_search_by_hand(lab: Lab, show: Callable[..., Notebook]) -> None
     shown.press("Accept best")
     shown.wait_for_status("Idle: step 2")
     shown.press("Finish")
-    shown.wait_for_status("Finished. Growing was ended at step 2")
+    shown.wait_for_status("Finished. Growth stopped at step 2")
 
     state = read_run_state(run_of(runs))
     assert state.model_sha256 == headless(run_of(runs))

@@ -15,6 +15,7 @@ from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.blocks import BlockSpec
 from space_warps.models.model import ProgressiveModel
 from space_warps.models.saved_model import SavedModel, clone_state_dict
+from space_warps.search.candidate_training import TrainedCandidate, init_model
 from space_warps.search.config import (
     PLAIN_PRESET,
     FinalConfig,
@@ -24,7 +25,7 @@ from space_warps.search.config import (
 )
 from space_warps.search.events import CandidateEnded, Event, SearchEnded
 from space_warps.search.history import SearchHistory
-from space_warps.search.runner import LocalRunner, TrainedCandidate, init_model
+from space_warps.search.runner import LocalRunner
 from space_warps.search.search import progressive_architecture_search, search
 from space_warps.search.settings import with_overrides
 from space_warps.search.step import propose_candidates
@@ -55,11 +56,15 @@ class Graded:
 
     def __init__(self, runner: LocalRunner, marks: dict[int, tuple[float, float]]) -> None:
         self.runner, self.marks = runner, marks
-        self.empty, self.val_rows, self.device = runner.base_model, runner.val_rows, runner.device
+        self.base_model, self.val_rows, self.device = (
+            runner.base_model,
+            runner.val_rows,
+            runner.device,
+        )
         self.num_train, self.num_val = runner.num_train, runner.num_val
 
-    def run(self, *asked: Any) -> Iterator[TrainedCandidate]:
-        for trained in self.runner.train(*asked):
+    def train(self, *args: Any) -> Iterator[TrainedCandidate]:
+        for trained in self.runner.train(*args):
             result = trained.result
             assert result is not None
             mark = self.marks.get(result.candidate.step)

@@ -133,7 +133,7 @@ def test_a_stopped_search_resumes_to_the_same_bits(
     output, _ = searching.communicate(timeout=60)
     assert searching.returncode == 128 + number
     assert f"to resume: space-warps search run.dir={run} run.resume=true" in output
-    assert "asked to stop" in read_history(run).stop_reason
+    assert "interrupted" in read_history(run).stop_reason
     capsys.readouterr()
     assert resume(run) == 0
     assert "resuming after" in capsys.readouterr().out

@@ -14,7 +14,6 @@ from typing import Any
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
-from ..reports.test_plots import plot_confusion, plot_reliability
 
 from ..core import InputError, write_atomic
 from .controller import RunController
@@ -35,6 +34,7 @@ from space_warps.reports.plots import (
     plot_pareto,
     to_png,
 )
+from ..reports.test_plots import plot_confusion, plot_reliability
 from ..search.records import CandidateResult, best_result
 
 # %% ../../nbs/11_dashboard/06_figures.ipynb #7d356aa6

@@ -26,11 +26,11 @@ from ..runs.monitor import RunMonitor
 from ..runs.resume import stored_scores
 from ..runs.state import resumable_history
 from ..search.config import SearchConfig
-from ..search.cost_estimate import estimate_seconds, untrained_candidates
 from ..search.history import SearchHistory
 from ..search.records import CandidateResult, Step
-from ..search.runner import Runner, TrainedCandidate
-from ..search.state import SearchState, stop_reason
+from ..search.runner import Runner
+from ..search.state import stop_reason
+from ..search.step import estimate_seconds, untrained_candidates
 
 # %% ../../nbs/11_dashboard/02_inspection.ipynb #6d42e8fb
 def current_result(
@@ -118,8 +118,7 @@ def estimate_next_step(
         )
         return estimate_seconds(config, untrained_candidates(new, latency), runner, should_stop)
     history = resumable_history(monitor.state)
-    state = SearchState(history, ((TrainedCandidate(runner.base_model),),))
-    if monitor.state.is_complete or stop_reason(state):
+    if monitor.state.is_complete or stop_reason(history):
         return ()
     try:
         candidates = untrained_candidates(history, latency)

@@ -14,12 +14,6 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from space_warps.reports.test_plots import (
-    plot_by_brightness,
-    plot_confusion,
-    plot_curves,
-    plot_reliability,
-)
 
 from ..core import write_atomic
 from ..evaluation.evaluate import stored_evaluation
@@ -30,6 +24,12 @@ from space_warps.reports.plots import (
     plot_pareto,
 )
 from .summary import describe, write_summary
+from space_warps.reports.test_plots import (
+    plot_by_brightness,
+    plot_confusion,
+    plot_curves,
+    plot_reliability,
+)
 from ..runs.folder import check_finished
 from ..runs.progress import describe_decision
 from ..runs.state import RunState, resumable_history

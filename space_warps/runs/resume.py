@@ -15,9 +15,9 @@ from ..core import InputError
 from ..models.saved_model import SavedModel
 from .artifacts import LazyStateDict, read_checked, read_tensors
 from .state import RunState, resumable_history
+from ..search.candidate_training import TrainedCandidate
 from ..search.history import SearchHistory
 from ..search.records import Candidate, CandidateResult
-from ..search.runner import TrainedCandidate
 from ..training.checkpoint import Checkpoint, checkpoint_from_bytes
 
 # %% ../../nbs/06_runs/06_resume.ipynb #0ca2fb9f

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..core import derive_seed
+from .candidate_training import TrainedCandidate
 from .config import SearchConfig
 from .records import Candidate, CandidateResult, Step, format_objective, objective
-from .runner import TrainedCandidate
 from .strategies import num_parents
 
 # %% ../../nbs/04_search/14_halving.ipynb #a1d3f37e
