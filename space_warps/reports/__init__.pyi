@@ -1,2 +1,14 @@
+from .cutouts import plot_changed_predictions as plot_changed_predictions
+from .cutouts import plot_classes as plot_classes
+from .cutouts import plot_misclassifications as plot_misclassifications
+from .diagrams import plot_network as plot_network
+from .diagrams import plot_tree as plot_tree
 from .html import write_report as write_report
+from .occlusion import occlusion_map as occlusion_map
+from .occlusion import plot_occlusion as plot_occlusion
 from .plots import plot_accuracy_vs_depth as plot_accuracy_vs_depth
+from .plots import plot_learning_curves as plot_learning_curves
+from .plots import plot_pareto as plot_pareto
+from .summary import summarize as summarize
+from .test_plots import plot_confusion as plot_confusion
+from .test_plots import plot_reliability as plot_reliability
