@@ -125,7 +125,7 @@ def choose_precision(
         return name
     return "bfloat16" if _has_bfloat16(device) else "float32"
 
-
+# %% ../nbs/00_core.ipynb #977f7ae6
 def autocast(
     precision: str,  # float32 or bfloat16
     device: str | torch.device,  # Device of the network
@@ -213,7 +213,7 @@ def _overrides(record_type: Any) -> dict[str, Any]:
             result[item.name] = override(rename=key, omit_if_default=omit_if_default)
     return result
 
-
+# %% ../nbs/00_core.ipynb #87344e02
 _converter.register_unstructure_hook_factory(
     lambda record_type: bool(_overrides(record_type)),
     lambda record_type: make_dict_unstructure_fn(
@@ -249,7 +249,7 @@ def from_json(
         reasons = "; ".join(transform_error(error, path=record_type.__name__))
         raise InputError(f"not a {record_type.__name__}: {reasons}") from error
 
-
+# %% ../nbs/00_core.ipynb #cff12456
 def coerce_numbers(
     record: Any,  # A dataclass, also a frozen one; it is changed
 ) -> None:

@@ -41,7 +41,7 @@ def read_shape(
         image.close()
     return shape
 
-
+# %% ../../nbs/01_data/04_images.ipynb #a4896c91
 def _read_header(path: Path) -> tuple[Shape, Image.Image | None]:
     "Read the shape of an image; also returns the open file if Pillow reads it."
     if path.suffix.lower() == ".fits":
@@ -75,7 +75,7 @@ def _open(path: Path) -> Image.Image:
 def _damaged(path: Path, error: Exception) -> UnusableImage:
     return UnusableImage(f"{path.name} is truncated, damaged or unreadable ({error})")
 
-
+# %% ../../nbs/01_data/04_images.ipynb #7935ef5b
 def _read_fits(path: Path, with_values: bool) -> tuple[Shape, npt.NDArray[Any]]:
     try:
         with fits.open(path, memmap=False) as units:
@@ -130,7 +130,7 @@ def _decode(path: Path, image: Image.Image | None) -> Image.Image:
         raise _damaged(path, error) from error
     return Image.fromarray(stretch(np.asarray(image))) if image.mode[0] in "IF" else image
 
-
+# %% ../../nbs/01_data/04_images.ipynb #9cc3a21a
 def _convert(image: Image.Image, shape: Shape) -> Pixels:
     "Convert a decoded image to bytes of a shape."
     channels, height, width = shape
@@ -175,7 +175,7 @@ class ImageRows(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     def __setitem__(self, row: int, image: Pixels, /) -> None: ...
 
-
+# %% ../../nbs/01_data/04_images.ipynb #20177198
 def decode_into(
     pixels: ImageRows,  # [rows, channels, height, width], zeros, filled here
     paths: Sequence[Path],  # [rows]

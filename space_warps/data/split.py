@@ -96,7 +96,7 @@ def hold_out(
     labels, groups = catalogue.labels, catalogue.groups
     return split_groups(labels, groups, 1 - test_share, derive_seed(seed, 3))
 
-
+# %% ../../nbs/01_data/08_split.ipynb #8b699070
 def split_rows(
     catalogue: Catalogue,  # All rows
     fraction: float,  # Share of the objects to use, in (0, 1]
