@@ -424,7 +424,7 @@ def test_a_resume_writes_missing_reports_and_evaluations(
     (run / "report.html").unlink()
     (run / "evaluation.json").unlink()
     assert resume(run) == 0
-    assert "On test rows" in (run / "report.html").read_text()
+    assert "<h2>Test set</h2>" in (run / "report.html").read_text()
     opened = (run / "test_access.jsonl").read_text().count("\n")
     assert resume(run) == 0, "everything is done"
     assert (run / "test_access.jsonl").read_text().count("\n") == opened == 2
