@@ -122,7 +122,7 @@ def run_search(
         runner.close()
     _finish_run(config, folder, loaders, paths, should_stop)
 
-
+# %% ../../nbs/10_cli/04_commands.ipynb #2e5e7024
 def _print_complete(folder: RunFolder) -> None:
     history = resumable_history(folder.state)
     if history.failure:
@@ -223,7 +223,7 @@ def run_evaluate(
     if target == folder / "evaluation.json" and state is not None:
         write_report(folder, state, evaluation)
 
-
+# %% ../../nbs/10_cli/04_commands.ipynb #ad3062c3
 def run_dir(
     config: Config,  # Keys of all commands
 ) -> Path:

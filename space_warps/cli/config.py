@@ -60,7 +60,7 @@ class ComputeConfig:
     workers: int = 1  # Candidates trained in parallel, each in its own process
     plain: bool = False  # Preset of plain greedy growth; other keys still apply
 
-
+# %% ../../nbs/10_cli/01_config.ipynb #da62102d
 @dataclass(frozen=True)
 class RunConfig:
     "Run folder, and whether to resume it."
@@ -88,7 +88,7 @@ class EvaluateConfig:
                 f"{self.epochs} and {self.resnet_epochs}"
             )
 
-
+# %% ../../nbs/10_cli/01_config.ipynb #9bdf9589
 @dataclass(frozen=True)
 class SimulateConfig:
     "Simulated sky."
@@ -99,7 +99,7 @@ class SimulateConfig:
     image_size: int = 75  # Side of the cutouts, in pixels
     seed: int = 42  # Seed of the simulation
 
-
+# %% ../../nbs/10_cli/01_config.ipynb #20b8b1e5
 @dataclass(frozen=True)
 class Config:
     "Keys of all commands."
@@ -170,7 +170,7 @@ def with_keys(
     "Copy of a configuration with new values; raises `InputError` for invalid ones."
     return with_overrides(config, {path_of(key): value for key, value in changes.items()})
 
-
+# %% ../../nbs/10_cli/01_config.ipynb #b546b9cc
 def to_tree(
     config: Config,  # Keys of all commands
 ) -> DictConfig:
@@ -203,7 +203,7 @@ def key_descriptions() -> Mapping[str, str]:  # Key -> description
     "Descriptions of all keys, from the comments of the fields."
     return {key_of(path): comment for path, comment in _comments(Config, "")}
 
-
+# %% ../../nbs/10_cli/01_config.ipynb #5a4ffed9
 def _comments(kind: type, prefix: str) -> Iterator[tuple[str, str]]:
     "Path and comment of each field of a dataclass and its groups."
     try:
@@ -263,7 +263,7 @@ def _hint(key: str) -> str:
     near = closest_name(key, known_keys())
     return f"did you mean {near}?" if near else "space-warps --help lists the keys"
 
-
+# %% ../../nbs/10_cli/01_config.ipynb #9f0672c4
 def _plain_args() -> list[str]:
     "Arguments of the plain preset."
     preset = config_diff(PLAIN_PRESET, SearchConfig())
@@ -285,7 +285,7 @@ def _quote_text(arg: str) -> str:
     text = value if key == "note" else str(Path(value).expanduser())
     return f"{key}='" + text.replace("'", "\\'").replace("${", "\\${") + "'"
 
-
+# %% ../../nbs/10_cli/01_config.ipynb #ffbfce49
 _TEXT_KEYS = (
     "note",
     "data.csv_path",
@@ -313,7 +313,7 @@ def to_config(
     compute = {name: keys.pop(name) for name in _COMPUTE}
     return Config(search=SearchConfig(**keys), compute=ComputeConfig(**compute), **sections)
 
-
+# %% ../../nbs/10_cli/01_config.ipynb #4d3950f2
 def read_run_config(
     folder: str | Path,  # Run folder
 ) -> Config:

@@ -55,7 +55,7 @@ def read_options(
         progress=progress,
     )
 
-
+# %% ../../nbs/10_cli/03_datasets.ipynb #8301a010
 def read_split(
     config: Config,  # Options to read and split the rows
     csv_path: str,  # CSV with id, ra, dec, class and the features
@@ -102,7 +102,7 @@ def test_catalogue_paths(
         return sample_test, paths[1]
     return None
 
-
+# %% ../../nbs/10_cli/03_datasets.ipynb #401c13d9
 def check_test(
     config: Config,  # Keys of all commands
     loaders: Loaders,  # Loaders of the search

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from types import FrameType
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -82,9 +83,19 @@ def _usage() -> str:
             group = own
             title = f"{group}: {groups[group]}" if group else "other: Keys of single commands."
             lines += ["", title]
-        setting = f"  {key}={'null' if value is None else value}"
-        lines.append(f"{setting:46}  {descriptions.get(key, '')}".rstrip())
+        setting = f"  {key}={_format_value(value)}"
+        text = descriptions.get(key, "").replace("None", "null")
+        lines.append(f"{setting:46}  {text}".rstrip())
     return "\n".join([*lines, "", "without data.csv_path the simulated sample is used"])
+
+
+def _format_value(value: Any) -> str:
+    "A value as it is typed on the command line."
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_format_value, value))}]"
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 # %% ../../nbs/10_cli/06_main.ipynb #d39c497d
 def main(

@@ -38,7 +38,7 @@ def given_keys(
     "Keys of the arguments."
     return [arg.partition("=")[0] for arg in args]
 
-
+# %% ../../nbs/10_cli/02_overrides.ipynb #46206753
 def config_to_resume(
     given: Config,  # Configuration of the arguments
     keys: Sequence[str],  # Keys of the arguments
@@ -63,7 +63,7 @@ _COMMAND_KEYS = {
     "branch": ("run.dir", "step", "node", "branch", "take", "note"),
 }
 
-
+# %% ../../nbs/10_cli/02_overrides.ipynb #6b197a36
 def check_keys(
     command: str,  # Name of the command, e.g. branch
     keys: Sequence[str],  # Keys of the arguments

@@ -50,7 +50,7 @@ def read_checked(
         )
     return content
 
-
+# %% ../../nbs/06_runs/04_artifacts.ipynb #a470b34c
 class LazyStateDict(Mapping[str, Tensor]):
     "Weights of a file, read and verified on first access."
 
@@ -108,7 +108,7 @@ def _to_csv(rows: ValidationRows) -> str:
     columns = {"id": rows.ids, "label": rows.labels, "group": rows.groups}
     return str(pd.DataFrame(columns).to_csv(index=False))
 
-
+# %% ../../nbs/06_runs/04_artifacts.ipynb #37725ab2
 def store_result(
     folder: Path,  # Run folder
     event: CandidateEnded,  # With the network

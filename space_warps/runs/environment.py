@@ -32,7 +32,7 @@ PACKAGES = (
     "safetensors",
 )
 
-
+# %% ../../nbs/06_runs/01_environment.ipynb #450fe3ac
 def describe_environment(
     csv_path: str | Path,  # Catalogue of the search
     device: str | torch.device,  # Device of the training
@@ -64,7 +64,7 @@ def describe_environment(
         ],
     }
 
-
+# %% ../../nbs/06_runs/01_environment.ipynb #af5886a9
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))

@@ -22,6 +22,8 @@ from ..core import InputError, canonical_json, check_format
 
 # %% ../../nbs/06_runs/03_journal.ipynb #8289491e
 FORMAT, VERSION = "space_warps events", 1
+
+
 HEADER = {"format": FORMAT, "version": VERSION}  # First line of events.jsonl
 
 
@@ -44,7 +46,7 @@ def event_lines(
         previous = int(lines[-1][:8], 16)
     return b"".join(lines)
 
-
+# %% ../../nbs/06_runs/03_journal.ipynb #8a7bb211
 @dataclass(frozen=True)
 class Appended:
     "An event that was just written, with its position in the file."
@@ -54,7 +56,7 @@ class Appended:
     end: int  # Offset after its line in bytes
     checksum: int  # CRC-32 of the line
 
-
+# %% ../../nbs/06_runs/03_journal.ipynb #16212cc9
 class JournalReader:
     "Reads the events of a run, also while another thread or process writes them."
 
@@ -116,7 +118,7 @@ class JournalReader:
         self.num_lines += 1
         return event
 
-
+# %% ../../nbs/06_runs/03_journal.ipynb #f303758f
 def read_events(
     folder: str | Path,  # Run folder
 ) -> list[dict[str, Any]]:  # In the order of the file

@@ -38,7 +38,7 @@ def describe_decision(
         return "none selected"
     return "selected" if step.decision.action == "accept" else "no gain yet, holds"
 
-
+# %% ../../nbs/06_runs/02_progress.ipynb #caa8350e
 def describe_step(
     step: Step,  # With its decision
     num_val: int | None = None,  # Number of validation rows, for the confidence interval

@@ -45,7 +45,7 @@ class StoredResult:
     sha256: str = ""  # Hash of its weights; empty if it failed
     scores_sha256: str = ""  # Hash of its validation scores; empty if it failed
 
-
+# %% ../../nbs/06_runs/05_state.ipynb #2cec7651
 @dataclass
 class CandidateProgress:
     "Progress of a training that has started."
@@ -75,7 +75,7 @@ class CandidateProgress:
 # %% ../../nbs/06_runs/05_state.ipynb #3f60c102
 Decisions = tuple[Decision | Backtrack | None, ...]  # Of a person, in order; None: by the rule
 
-
+# %% ../../nbs/06_runs/05_state.ipynb #68d2e838
 @dataclass
 class RunState:
     "State of a run, rebuilt from its events."
@@ -183,7 +183,7 @@ def _end_step(state: RunState, event: dict[str, Any]) -> None:
     decision = None if step.decision.author == "rule" else step.decision
     state.decisions = state._decisions[state.current] = (*state.decisions, decision)
 
-
+# %% ../../nbs/06_runs/05_state.ipynb #774228c2
 def _backtrack(state: RunState, event: dict[str, Any]) -> None:
     backtrack = from_json(event["backtrack"], Backtrack)
     history = state.apply_backtrack(_current_history(state), backtrack)
@@ -209,7 +209,7 @@ def _end_final_training(state: RunState, event: dict[str, Any]) -> None:
     final = from_json(event["final_training"], FinalTraining)
     state.history, state.is_open = replace(_current_history(state), final_training=final), False
 
-
+# %% ../../nbs/06_runs/05_state.ipynb #6528fd78
 def _end_search(state: RunState, event: dict[str, Any]) -> None:
     ended = replace(_current_history(state), stop_reason=event["stop_reason"])
     if ended.sha256 != event["history_sha256"]:
@@ -265,7 +265,7 @@ def _start_candidate(state: RunState, event: dict[str, Any]) -> None:
     training = state.trainings.setdefault(candidate.name, new)
     training.start_s, training.last_event_s = now - training.seconds, now  # without interruptions
 
-
+# %% ../../nbs/06_runs/05_state.ipynb #17feec47
 def _end_epoch(state: RunState, event: dict[str, Any]) -> None:
     name = from_json(event["candidate"], Candidate).name
     if "checkpoint" in event:
@@ -291,7 +291,7 @@ def _end_candidate(state: RunState, event: dict[str, Any]) -> None:
 def _resume(state: RunState, event: dict[str, Any]) -> None:
     "A resume changes the environment only, which `RunState.add` updates."
 
-
+# %% ../../nbs/06_runs/05_state.ipynb #2df1158e
 _REDUCERS = {
     "search_started": _start_search,
     "step_started": _start_step,

@@ -157,7 +157,7 @@ def _cache_at(folder: Path) -> Iterator[None]:
     finally:
         del os.environ["WANDB_CACHE_DIR"]
 
-
+# %% ../../nbs/06_runs/09_trackers.ipynb #4f7d65a9
 class WandbTracker:
     "Observer that logs a search as one run of Weights & Biases."
 

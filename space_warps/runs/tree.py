@@ -36,7 +36,7 @@ class PairedComparison:
     def __str__(self) -> str:
         return describe_test(self.test)
 
-
+# %% ../../nbs/06_runs/07_tree.ipynb #f10126e9
 @dataclass(frozen=True)
 class NodeHandle:
     "A node of a run, with access to its network."
@@ -138,7 +138,7 @@ def describe_tree(
     notes = [_describe_backtrack(backtrack, number) for backtrack, number in state.backtracks]
     return "\n".join([*lines, *notes])
 
-
+# %% ../../nbs/06_runs/07_tree.ipynb #4b443017
 def _marks(state: RunState, number: int) -> str:
     "Branches that ended at a node, and whether it is the current one."
     text = ""
