@@ -51,7 +51,7 @@ def _asinh(values: Tensor) -> Tensor:
     size = values.abs()
     return torch.log(size + torch.sqrt(size * size + 1)).copysign(values)
 
-
+# %% ../../nbs/02_models/03_encoders.ipynb #0b45c32d
 class ImageEncoder(nn.Module):
     "Standardize images and add their height above the sky as further channels."
 
@@ -99,7 +99,7 @@ def gaussian_windows(
     )
     return windows / windows.sum((1, 2), keepdim=True)
 
-
+# %% ../../nbs/02_models/03_encoders.ipynb #c290a633
 class GaussianWindowPool(nn.Module):
     "Average maps over everything and under Gaussian windows about the centre."
 

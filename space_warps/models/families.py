@@ -48,7 +48,7 @@ def conv_norm_act(
     )
     return layers
 
-
+# %% ../../nbs/02_models/04_families.ipynb #1aee37f1
 class ParallelBranches(nn.ModuleDict):
     "Branches that read the same maps; their outputs are added, or concatenated as channels."
 
@@ -87,7 +87,7 @@ def _init_shortcut(branches: Any, maps: Tensor) -> None:
 def _init_residual_block(block: Any, maps: Tensor) -> None:
     _init_shortcut(block.join, maps)
 
-
+# %% ../../nbs/02_models/04_families.ipynb #30d6a2ae
 @register_block(
     "residual",
     identity_init=_init_residual_block,
@@ -126,7 +126,7 @@ def _init_separable_block(block: Any, maps: Tensor) -> None:
     for layers in (block.depthwise, block.pointwise):
         init_identity_layer(layers[0], layers[1], maps)
 
-
+# %% ../../nbs/02_models/04_families.ipynb #48a9ef5a
 @register_block(
     "separable",
     identity_init=_init_separable_block,

@@ -56,7 +56,7 @@ class SavedModel:
         model.load_state_dict(dict(self.state_dict))
         return model
 
-
+# %% ../../nbs/02_models/06_saved_model.ipynb #1cb68a35
 def clone_state_dict(
     model: nn.Module,  # Any module
 ) -> dict[str, Tensor]:  # On the CPU, sharing no memory with the module
@@ -95,7 +95,7 @@ def save_model(
 def _content_sha256(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
-
+# %% ../../nbs/02_models/06_saved_model.ipynb #be3d4c6f
 def load_model(
     folder: str | Path,  # A folder with model.safetensors and model.json
 ) -> SavedModel:

@@ -78,37 +78,39 @@ def transfer_weights(
     last_block = f"blocks.{len(architecture.blocks) - 1}."
     is_changed = is_sibling and architecture.blocks != source_architecture.blocks
     weights = {}
-    for index, (name, own) in enumerate(fresh.items()):
-        given = source.get(name)
+    for index, (name, random) in enumerate(fresh.items()):
+        trained = source.get(name)
         generator = generator_at(seed, index)
-        if given is None or given.ndim != own.ndim or given.shape[2:] != own.shape[2:]:
-            weights[name] = own.clone()  # another family, or another kernel
+        if trained is None or trained.ndim != random.ndim or trained.shape[2:] != random.shape[2:]:
+            weights[name] = random.clone()  # another family, or another kernel
         elif name == "head.weight":
             noise = (init_noise, generator) if is_changed and keep_function else None
-            weights[name] = _transfer_head(own, given, architecture, is_sibling, noise)
+            weights[name] = _transfer_head(random, trained, architecture, is_sibling, noise)
         else:
-            is_same = given.shape == own.shape
-            weights[name] = given.clone() if is_same else tile_channels(given, own.shape)
+            is_same = trained.shape == random.shape
+            weights[name] = trained.clone() if is_same else tile_channels(trained, random.shape)
         is_tiled = name.startswith((last_block, "head.")) and "running" not in name
         if is_changed and is_tiled and not keep_function:
             weights[name] = add_noise(weights[name], init_noise, generator)
     return weights
 
-
+# %% ../../nbs/02_models/08_weight_transfer.ipynb #f3e39dd9
 def _transfer_head(
-    own: Tensor,  # Random weights of the new head
-    given: Tensor,  # Weights of the trained head
+    random: Tensor,  # Random weights of the new head
+    trained: Tensor,  # Weights of the trained head
     architecture: Architecture,  # Of the new network
     is_sibling: bool,  # Whether both networks have the same number of blocks
     noise: tuple[float, torch.Generator] | None,  # To split copies unevenly
 ) -> Tensor:
-    cut, given_cut = (len(columns[0]) - architecture.num_projected for columns in (own, given))
-    image = own[:, :cut]
+    cut, trained_cut = (
+        len(columns[0]) - architecture.num_projected for columns in (random, trained)
+    )
+    image = random[:, :cut]
     if is_sibling:
-        image = tile_channels(given[:, :given_cut], image.shape)
+        image = tile_channels(trained[:, :trained_cut], image.shape)
     if noise is not None:
-        image = split_copies(image, given_cut, *noise)
-    return torch.cat([image, given[:, given_cut:]], dim=1)
+        image = split_copies(image, trained_cut, *noise)
+    return torch.cat([image, trained[:, trained_cut:]], dim=1)
 
 # %% ../../nbs/02_models/08_weight_transfer.ipynb #efda2d32
 def can_start_as_identity(
@@ -162,7 +164,7 @@ def check_capabilities(
             output = block(maps - 0.5)
             _check_equal(name, "ends_in_activation", output, output.relu(), "non-negative maps")
 
-
+# %% ../../nbs/02_models/08_weight_transfer.ipynb #7e1f0892
 def _check_widening(name: str, k: int, below: BlockSpec, maps: Tensor) -> None:
     narrow, wide = BlockSpec(k, name, downsample=1), BlockSpec(2 * k, name, downsample=1)
     if not can_widen_exactly(narrow, wide, below):
@@ -170,12 +172,12 @@ def _check_widening(name: str, k: int, below: BlockSpec, maps: Tensor) -> None:
     source, target = _try_build(narrow, below.k), _try_build(wide, below.k)
     if source is None or target is None:
         return
-    given, weights = source.state_dict(), target.state_dict()
-    if given.keys() != weights.keys():
+    trained, weights = source.state_dict(), target.state_dict()
+    if trained.keys() != weights.keys():
         raise _contract_error(name, "supports_widening", "the same layers at other widths")
-    for key, own in weights.items():
-        is_same = given[key].shape == own.shape
-        weights[key] = given[key] if is_same else tile_channels(given[key], own.shape)
+    for key, random in weights.items():
+        is_same = trained[key].shape == random.shape
+        weights[key] = trained[key] if is_same else tile_channels(trained[key], random.shape)
     target.load_state_dict(weights)
     duplicated = source(maps)[:, torch.arange(wide.k) % k]
     _check_equal(name, "supports_widening", target(maps), duplicated, "duplicated channels")
@@ -188,7 +190,7 @@ def _try_build(spec: BlockSpec, in_channels: int) -> nn.Module | None:
     except InputError:
         return None
 
-
+# %% ../../nbs/02_models/08_weight_transfer.ipynb #72a40657
 def _check_equal(
     name: str, capability: str, output: Tensor, expected: Tensor, description: str
 ) -> None:
@@ -221,21 +223,21 @@ def init_as_identity(
     init = capabilities_of(spec).identity_init
     assert init is not None
     init(model.blocks[-1], maps)
-    given = source.head.weight[
+    head_columns = source.head.weight[
         :, : parent.architecture.head_width - parent.architecture.num_projected
     ]
     cut = model.architecture.head_width - model.architecture.num_projected
     with torch.no_grad():
-        columns = tile_channels(given, torch.Size([len(given), cut]))
-        columns = split_copies(columns, given.shape[1], init_noise, generator_at(seed, 0))
+        columns = tile_channels(head_columns, torch.Size([len(head_columns), cut]))
+        columns = split_copies(columns, head_columns.shape[1], init_noise, generator_at(seed, 0))
         if spec.downsample > 1:
-            targets = source.pool(maps)[:, torch.arange(cut) % given.shape[1]]
+            targets = source.pool(maps)[:, torch.arange(cut) % head_columns.shape[1]]
             slope, intercept = _fit_lines(model.pool(model.blocks[-1].eval()(maps)), targets)
             model.head.bias.add_(columns @ intercept)
             columns = columns * slope
         model.head.weight[:, :cut] = columns
 
-
+# %% ../../nbs/02_models/08_weight_transfer.ipynb #cdb21a0d
 def _fit_lines(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     "Least-squares slope and intercept from each column of the inputs to the targets."
     input_mean, target_mean = inputs.mean(0), targets.mean(0)

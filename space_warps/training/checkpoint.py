@@ -68,7 +68,7 @@ def _to_numbers(group: Mapping[str, Any]) -> dict[str, Any]:
     "Replace tensors by numbers."
     return {name: _to_number(value) for name, value in group.items()}
 
-
+# %% ../../nbs/03_training/02_checkpoint.ipynb #19954c99
 def _to_number(value: Any) -> Any:
     if isinstance(value, list):
         return [_to_number(item) for item in value]
@@ -78,7 +78,7 @@ def _to_number(value: Any) -> Any:
 def _clone(value: Any) -> Any:
     return value.detach().to("cpu", copy=True).contiguous() if torch.is_tensor(value) else value
 
-
+# %% ../../nbs/03_training/02_checkpoint.ipynb #ebab3ead
 def restore_checkpoint(
     checkpoint: Checkpoint,  # State to resume from
     model: nn.Module,  # On its device; weights are overwritten

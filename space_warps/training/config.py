@@ -20,7 +20,7 @@ from ..core import OMIT_IF_DEFAULT, InputError, coerce_numbers
 SCHEDULES = ("one_cycle", "constant")
 SELECTION_METRICS = ("loss", "accuracy")
 
-
+# %% ../../nbs/03_training/01_config.ipynb #d3f7f7f5
 @dataclass(frozen=True)
 class TrainConfig:
     "Epochs, optimizer and schedule of a training."
@@ -121,7 +121,7 @@ def _new_parameters(model: Any) -> set[nn.Parameter]:
     "The parameters of the last block and of the head."
     return {p for part in (model.blocks[-1], model.head) for p in part.parameters()}
 
-
+# %% ../../nbs/03_training/01_config.ipynb #8bd6b2bb
 def build_schedule(
     optimizer: torch.optim.Optimizer,  # Its learning rate changes
     config: TrainConfig,  # Schedule, maximum learning rate and epochs

@@ -40,7 +40,7 @@ def _capture_graph(
         result = work()
     return graph.replay, result
 
-
+# %% ../../nbs/03_training/03_cuda_graph.ipynb #8ae12fea
 class CudaGraphStep:
     "A training step that is captured once and replayed for every batch of the same shape."
 

@@ -29,6 +29,8 @@ from space_warps.training.checkpoint import (
     restore_checkpoint,
     take_checkpoint,
 )
+
+# %% ../../nbs/03_training/04_loop.ipynb #98e4cd49
 from space_warps.training.config import (
     EpochMetrics,
     TrainConfig,
@@ -65,7 +67,7 @@ class Evaluation:
     scores: Tensor  # float32 [rows, classes] on the CPU, before the softmax
     labels: Tensor  # int64 [rows] on the CPU
 
-
+# %% ../../nbs/03_training/04_loop.ipynb #c9c28920
 def evaluate(
     model: nn.Module,  # Moved to the device and set to eval mode
     loader: DataLoader[Batch],  # From `create_train_val_dataloaders`
@@ -126,7 +128,7 @@ def train_step(
     optimizer.step()
     return loss.detach()
 
-
+# %% ../../nbs/03_training/04_loop.ipynb #9a7139f6
 def train_epoch(
     step: TrainStep,  # Trains on a batch and returns its mean loss
     schedule: torch.optim.lr_scheduler.LRScheduler,  # Advanced after each batch
@@ -192,7 +194,7 @@ def train(
     assert best is not None  # there is at least one epoch
     return TrainResult(epochs, best.metrics, best.state_dict, best.scores)
 
-
+# %% ../../nbs/03_training/04_loop.ipynb #f5a43a89
 def _check_finite(metrics: EpochMetrics) -> None:
     for loss in (metrics.train_loss, metrics.val_loss):
         if not math.isfinite(loss):
