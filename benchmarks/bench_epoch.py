@@ -1,10 +1,9 @@
-"""How long is an epoch, and what does each measure give? Ours against the plain loop, in turn.
+"""How long is an epoch compared with a plain loop, and what does each optimisation contribute?
 
-An epoch is one pass over the training rows and one measurement on the validation rows. Decoding is
-not part of ours, which does it once; `bench_input.py` times that. Both sides see the same rows in
-the same order, take as many steps and are measured on the same rows. The reference keeps its workers
-from epoch to epoch, and runs in a process of its own: what our loop asks of the C library would take
-a third off its time with large images.
+An epoch is one pass over the training rows and one over the validation rows. Ours does not include
+decoding, which happens once; `bench_input.py` times it. Both sides see the same rows in the same order
+and take the same number of steps. The reference keeps its workers from epoch to epoch, and runs in its
+own process, since our settings of the C library would speed it up by a third with large images.
 """
 
 import contextlib
@@ -37,52 +36,53 @@ from space_warps.training.loop import evaluate, prepare_model, train_epoch, trai
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 PLAN = TrainConfig(epochs=10**4)
-PRECISION = choose_precision("auto", torch.device("cpu"))  # As a search would take it
+PRECISION = choose_precision("auto", torch.device("cpu"))  # The default of a search
 Loaders = tuple[DataLoader[Any], DataLoader[Any]]
 
 
 def read(folder: Path, fraction: float = 1.0) -> Loaders:
-    """The rows of a catalogue."""
+    """Loaders of a catalogue."""
     return create_train_val_dataloaders(
         folder / "annotations.csv", folder / "images", Augment(), fraction=fraction
     )
 
 
-def network(loaders: Loaders, *widths: int, first_pool: int = 2) -> ProgressiveModel:
-    """A network with its first weights."""
+def network(loaders: Loaders, *widths: int, stem_downsample: int = 2) -> ProgressiveModel:
+    """A network of convolution blocks with initial weights."""
     return network_of(
         loaders,
-        [BlockSpec(k, downsample=2 if index else first_pool) for index, k in enumerate(widths)],
+        [
+            BlockSpec(k, downsample=2 if index else stem_downsample)
+            for index, k in enumerate(widths)
+        ],
     )
 
 
 def network_of(loaders: Loaders, blocks: Sequence[BlockSpec]) -> ProgressiveModel:
-    """A network of these blocks with its first weights."""
+    """A network of these blocks with initial weights."""
     data: Any = loaders[0].dataset
     names = data.catalogue.feature_names
-    scaling = measure_input_statistics(data)
+    statistics = measure_input_statistics(data)
     with seeded(0):
         return ProgressiveModel(
-            Architecture(data.image_shape, data.classes, names, scaling, tuple(blocks))
+            Architecture(data.image_shape, data.classes, names, statistics, tuple(blocks))
         )
 
 
 class OurLoop:
-    """Our training, an epoch at a time, with the optimizer kept."""
+    """Our training loop, one epoch at a time, with the same optimizer."""
 
     def __init__(self, model: ProgressiveModel, loaders: Loaders, device: str = "cpu") -> None:
         self.model, self.loaders, self.device, self.epoch = model, loaders, device, 0
         self.precision = PRECISION
-        self.instead: dict[
-            str, Any
-        ] = {}  # names of space_warps.training.loop that are something else
+        self.replacements: dict[str, Any] = {}  # Name in space_warps.training.loop -> replacement
         prepare_model(model, device)
         self.optimizer = build_optimizer(model, PLAN)
         self.schedule = build_schedule(self.optimizer, PLAN, len(loaders[0]))
         self.step = functools.partial(train_step, model, self.optimizer, PLAN.label_smoothing)
 
     def run_epoch(self) -> float:
-        """Train one epoch and measure."""
+        """Train and validate for one epoch; returns the validation accuracy."""
         with self.replaced():
             self.model.train()
             with self.as_trained():
@@ -94,30 +94,30 @@ class OurLoop:
 
     @contextlib.contextmanager
     def as_trained(self) -> Iterator[None]:
-        """Within the block it is computed as in a training."""
-        half = autocast(self.precision, self.device)
-        with seeded(PLAN.seed, self.epoch), training_loop.deterministic(), half:
+        """Context with the seed, precision and kernels of a training."""
+        precision = autocast(self.precision, self.device)
+        with seeded(PLAN.seed, self.epoch), training_loop.deterministic(), precision:
             yield
 
     @contextlib.contextmanager
     def replaced(self) -> Iterator[None]:
-        """Within the block the training uses what stands in `instead`."""
+        """Context in which the training uses the replacements."""
         with contextlib.ExitStack() as stack:
-            for name, other in self.instead.items():
+            for name, other in self.replacements.items():
                 stack.enter_context(mock.patch.object(training_loop, name, other))
             yield
 
 
 @dataclass(frozen=True)
 class Case:
-    """Rows and a network to train."""
+    """Rows and a network."""
 
     folder: Path  # With annotations.csv and images/
     fraction: float  # Share of its objects
     widths: tuple[int, ...]
 
     def network_and_loaders(self) -> tuple[ProgressiveModel, Loaders]:
-        """The network with its first weights, and the rows."""
+        """The network with initial weights, and the loaders."""
         loaders = read(self.folder, self.fraction)
         return network(loaders, *self.widths), loaders
 
@@ -126,26 +126,26 @@ _IN_CHILD: list[OurLoop | ReferenceLoop] = []
 
 
 def begin_ours(case: Case, keeps_memory: bool = True) -> None:
-    """Prepare our loop in a process of its own."""
+    """Prepare our loop in its own process."""
     if not keeps_memory:
         mock.patch.object(training_loop, "keep_freed_memory", lambda: None).start()
     _IN_CHILD.append(OurLoop(*case.network_and_loaders()))
 
 
 def begin_reference(case: Case, workers: int) -> None:
-    """Prepare the plain loop in a process of its own."""
+    """Prepare the plain loop in its own process."""
     _IN_CHILD.append(ReferenceLoop(*case.network_and_loaders(), PLAN, workers))
 
 
 def run_in_child() -> float:
-    """An epoch of the loop of this process."""
+    """Run an epoch of the loop of this process."""
     return _IN_CHILD[0].run_epoch()
 
 
 def compare_processes(
     name: str, ours: ProcessPoolExecutor, other: ProcessPoolExecutor, rounds: int
 ) -> Row:
-    """Epochs of two processes, of which one waits."""
+    """Compare epochs of two processes; one waits while the other runs."""
     with ours, other:
         return compare(
             name,
@@ -156,24 +156,24 @@ def compare_processes(
 
 
 def against_reference(name: str, case: Case, rounds: int, workers: int = 2) -> Row:
-    """An epoch of ours and one of the plain loop."""
+    """Compare epochs of ours and of the plain loop."""
     ours = own_process(begin_ours, case)
     return compare_processes(name, ours, own_process(begin_reference, case, workers), rounds)
 
 
 def freed_memory(name: str, case: Case, rounds: int) -> Row:
-    """Our epoch, and the same with what the C library does by itself."""
+    """Compare epochs with and without keeping freed memory."""
     ours = own_process(begin_ours, case)
     return compare_processes(name, ours, own_process(begin_ours, case, False), rounds)
 
 
 def replace_blocks(kind: Callable[[nn.Sequential], nn.Module], loop: OurLoop) -> None:
-    """Compute the same blocks with the same weights in another order."""
+    """Compute the layers of the blocks in another order, with the same weights."""
     loop.model.blocks = nn.ModuleList(kind(block) for block in loop.model.blocks)  # type: ignore
 
 
-def lose_channels_last(loop: OurLoop) -> None:
-    """Each map on its own in memory, in training and in every measurement."""
+def use_contiguous_format(loop: OurLoop) -> None:
+    """Use the contiguous memory format instead of channels-last."""
 
     def place(model: nn.Module, device: str | torch.device) -> None:
         training_loop.keep_freed_memory()
@@ -181,36 +181,36 @@ def lose_channels_last(loop: OurLoop) -> None:
         model.to(memory_format=torch.contiguous_format)
 
     place(loop.model, loop.device)
-    loop.instead["prepare_model"] = place
+    loop.replacements["prepare_model"] = place
 
 
-def measure_in_small_batches(loop: OurLoop) -> None:
-    """Validate as many rows at a time as are trained."""
+def validate_in_small_batches(loop: OurLoop) -> None:
+    """Validate with the batch size of training."""
     train, val = loop.loaders
     loop.loaders = train, DataLoader(val.dataset, train.batch_size)
 
 
 def allow_any_kernel(loop: OurLoop) -> None:
-    """Kernels that need not give the same bits."""
-    loop.instead["deterministic"] = contextlib.nullcontext
+    """Allow nondeterministic kernels."""
+    loop.replacements["deterministic"] = contextlib.nullcontext
 
 
 def step_with(loop: OurLoop, **options: bool) -> None:
-    """Another implementation of AdamW."""
+    """Use another implementation of AdamW."""
     for group in loop.optimizer.param_groups:
         group.update(options)
 
 
-def take_float32(loop: OurLoop) -> None:
-    """Every number in full."""
+def use_float32(loop: OurLoop) -> None:
+    """Compute in float32."""
     loop.precision = "float32"
 
 
-MEASURES: dict[str, Callable[[OurLoop], None]] = {
-    **({"float32": take_float32} if PRECISION != "float32" else {}),
+OPTIMISATIONS: dict[str, Callable[[OurLoop], None]] = {
+    **({"float32": use_float32} if PRECISION != "float32" else {}),
     "pooling last": functools.partial(replace_blocks, PlainBlocks),
-    "no channels last": lose_channels_last,
-    "validation by 32": measure_in_small_batches,
+    "no channels last": use_contiguous_format,
+    "validation by 32": validate_in_small_batches,
     "any kernel": allow_any_kernel,
     "AdamW foreach=False": functools.partial(step_with, foreach=False),
     "AdamW foreach=True": functools.partial(step_with, foreach=True),
@@ -218,10 +218,10 @@ MEASURES: dict[str, Callable[[OurLoop], None]] = {
 }
 
 
-def changed_measures(loaders: Loaders, widths: tuple[int, ...], rounds: int) -> list[Row]:
-    """Our epoch, and the same with one thing done otherwise."""
+def without_optimisations(loaders: Loaders, widths: tuple[int, ...], rounds: int) -> list[Row]:
+    """Compare our epoch with one where a single optimisation is changed."""
     rows = []
-    for name, change in MEASURES.items():
+    for name, change in OPTIMISATIONS.items():
         ours = OurLoop(network(loaders, *widths), loaders)
         other = OurLoop(network(loaders, *widths), loaders)
         change(other)
@@ -230,14 +230,14 @@ def changed_measures(loaders: Loaders, widths: tuple[int, ...], rounds: int) -> 
 
 
 def share_outside(loaders: Loaders, widths: tuple[int, ...]) -> float:
-    """Share of an epoch's time that is not forward, backward and optimizer."""
+    """Share of an epoch's time outside of forward, backward and optimizer."""
     ours = OurLoop(network(loaders, *widths), loaders)
     inside = 0.0
 
     def step(batch: Any) -> torch.Tensor:
         nonlocal inside
         began = time.perf_counter()
-        loss = ours.take_step(batch)
+        loss = ours.step(batch)
         inside += time.perf_counter() - began
         return loss
 
@@ -245,15 +245,15 @@ def share_outside(loaders: Loaders, widths: tuple[int, ...]) -> float:
     began = time.perf_counter()
     ours.model.train()
     with ours.as_trained():
-        train_epoch(step, loaders[0], 1)
+        train_epoch(step, ours.schedule, loaders[0], 1)
     return 1 - inside / (time.perf_counter() - began)
 
 
 def roofline(loaders: Loaders, widths: tuple[int, ...]) -> str:
-    """The arithmetic of a step against what the machine multiplies and copies per second."""
+    """Operations per second of a training step, and the limits of the machine."""
     ours = OurLoop(network(loaders, *widths), loaders)
     batch = next(iter(iterate_batches(loaders[0])))
-    step = ours.take_step
+    step = ours.step
     ours.model.train()
     with ours.as_trained():
         step(batch)
@@ -268,8 +268,8 @@ def roofline(loaders: Loaders, widths: tuple[int, ...]) -> str:
     flops = counter.get_total_flops()
     return (
         f"step of {len(batch[1])} rows: {flops / 1e9:.2f} GFLOP in {1e3 * seconds:.1f} ms, "
-        f"{flops / seconds / 1e9:.0f} GFLOP/s of {matrix / 1e9:.0f} that the machine multiplies "
-        f"in {ours.precision}; it copies {copied / 1e9:.0f} GB/s"
+        f"{flops / seconds / 1e9:.0f} GFLOP/s of {matrix / 1e9:.0f} in matrix "
+        f"multiplication in {ours.precision}; memory copies at {copied / 1e9:.0f} GB/s"
     )
 
 
@@ -279,55 +279,55 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def all_against_reference(small: Path, large: Path, requested: Any) -> list[Row]:
-    """Our epoch beside the plain one, small and large."""
+def all_against_reference(small: Path, large: Path, args: Any) -> list[Row]:
+    """Compare our epoch with the plain one, for small and large images."""
     rows = [
         against_reference(
             f"75x75 grey, k {', '.join(map(str, widths))}",
-            Case(small, requested.fraction, widths),
-            requested.rounds,
-            requested.workers,
+            Case(small, args.fraction, widths),
+            args.rounds,
+            args.workers,
         )
         for widths in ((32, 64), (32, 64, 64))
     ]
-    case, few = Case(large, 1.0, (32, 64)), max(2, requested.rounds // 2)
-    return [*rows, against_reference("224x224 colour, k 32, 64", case, few, requested.workers)]
+    case, few = Case(large, 1.0, (32, 64)), max(2, args.rounds // 2)
+    return [*rows, against_reference("224x224 colour, k 32, 64", case, few, args.workers)]
 
 
-def all_measures(small: Path, large: Path, requested: Any) -> list[Row]:
-    """What each measure gives at 75x75, and of the memory at 224x224, too."""
-    case, few = Case(small, requested.fraction, (32, 64)), max(2, requested.rounds // 2)
+def all_optimisations(small: Path, large: Path, args: Any) -> list[Row]:
+    """Contribution of each optimisation at 75x75, and of memory also at 224x224."""
+    case, few = Case(small, args.fraction, (32, 64)), max(2, args.rounds // 2)
     return [
-        *changed_measures(read(small, requested.fraction), case.widths, requested.rounds),
-        freed_memory("ours, freed memory given back", case, requested.rounds),
+        *without_optimisations(read(small, args.fraction), case.widths, args.rounds),
+        freed_memory("ours, freed memory returned", case, args.rounds),
         freed_memory(
-            "ours, freed memory given back, 224x224 colour", Case(large, 1.0, (32, 64)), few
+            "ours, freed memory returned, 224x224 colour", Case(large, 1.0, (32, 64)), few
         ),
     ]
 
 
 def main() -> None:
-    """Measure and print."""
-    parts = ("all", "reference", "measures", "step")
-    requested = parse(__doc__, fraction=0.5, colour_rows=160, workers=2, only=parts)
-    wanted = parts if requested.only == "all" else (requested.only,)
+    """Run the benchmark and print its results."""
+    parts = ("all", "reference", "optimisations", "step")
+    args = parse(__doc__, fraction=0.5, colour_rows=160, workers=2, only=parts)
+    selected = parts if args.only == "all" else (args.only,)
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as index:
-        large = as_colour(SAMPLE, Path(index) / "large", requested.colour_rows, 224)
-        if "reference" in wanted:
-            rows += all_against_reference(SAMPLE, large, requested)
-        if "measures" in wanted:
-            rows += all_measures(SAMPLE, large, requested)
+    with tempfile.TemporaryDirectory() as folder:
+        large = as_colour(SAMPLE, Path(folder) / "large", args.colour_rows, 224)
+        if "reference" in selected:
+            rows += all_against_reference(SAMPLE, large, args)
+        if "optimisations" in selected:
+            rows += all_optimisations(SAMPLE, large, args)
     if rows:
         note = f"ours in {PRECISION}, the reference in float32"
-        if "measures" in wanted:
+        if "optimisations" in selected:
             note += (
-                "; `ours, ...`: our epoch, k 32, 64, at 75x75 unless said, and the same with that "
-                "change"
+                "; `ours, ...`: our epoch, k 32, 64, at 75x75 unless stated, and the same with "
+                "that change"
             )
-        show(rows, requested.json, note)
-    if "step" in wanted:
-        loaders = read(SAMPLE, requested.fraction)
+        show(rows, args.json, note)
+    if "step" in selected:
+        loaders = read(SAMPLE, args.fraction)
         print(f"\noutside forward, backward, optimizer: {share_outside(loaders, (32, 64)):.1%}")
         print(roofline(loaders, (32, 64)))
 

@@ -1,26 +1,26 @@
-"""How much memory does a large catalogue take? Read, hashed and searched on, from a mapped file.
+"""How much memory does a large catalogue take?
 
-A catalogue of 75x75 cutouts is made of those of `data/sample`, each with an id and a position of its
-own. Every start is a process: it reads the catalogue, hashes all rows as a command does, measures
-them, draws batches at random from all of them, and searches on a few. The first start decodes; later
-ones find the file. The reference holds all bytes in memory, which `--reference 0` leaves out. All
-starts have to give the same bits.
+A catalogue of 75x75 cutouts is made from those of `data/sample`, each with its own id and position. Every
+start is a process: it reads the catalogue, hashes all rows as a command does, measures the statistics of
+the images, draws random batches, and searches on a few rows. The first start decodes the images; later
+ones read the memory-mapped file. The reference holds all bytes in memory; `--reference 0` omits it. All
+starts must give the same bits.
 
-The peak is the largest resident set that the system has seen, pages of files included (`VmHWM`); beside
-it stand the largest parts that belong to no file and to files (`RssAnon`, `RssFile`), read every 50 ms.
-`--rows 1000000` is a catalogue of 5.6 GB, and needs three times that on disk.
+The peak is the largest resident set, including pages of files (`VmHWM`); the largest anonymous and
+file-backed parts (`RssAnon`, `RssFile`) are sampled every 50 ms. `--rows 1000000` is a catalogue of 5.6 GB,
+and needs three times that on disk.
 
-`--commands` measures audit, search, evaluate and baselines instead, each in a process of its own, over
-the same catalogue and its mapped file. Every row is read; networks train on about 2,000 rows for an
-epoch, since memory does not depend on how long they train:
+`--commands` measures audit, search, evaluate and baselines instead, each in its own process, on the same
+catalogue and its memory-mapped file. Every row is read; networks train on about 2,000 rows for one epoch,
+since memory does not depend on the duration of training:
 
 - audit: the whole command.
 - search: the whole command with one step, one candidate (k=32), one epoch, on a fraction of the objects.
-- evaluate: `evaluate_rows` with a network without blocks on every row, which must be fast, and before
-  that predictions of a network (k=32, `tta`) for 512 rows, since a batch of it needs more memory. The
-  catalogue is read once. Where the training catalogue is read as well, it comes on top.
-- baselines: `compare_simple` trained on 90% of all rows and measured on the others; `compare_networks`
-  (k=32, ResNet-18) for one epoch on about 2,000 rows, measured on 512.
+- evaluate: predictions of a network (k=32, `tta`) for 512 rows, since its batches need more memory, then
+  `evaluate_rows` with a fast network without blocks on every row. The catalogue is read once; reading the
+  training catalogue as well adds to this.
+- baselines: `compare_simple` trained on 90% of all rows and evaluated on the others; `compare_networks`
+  (k=32, ResNet-18) for one epoch on about 2,000 rows, evaluated on 512.
 """
 
 import contextlib
@@ -63,31 +63,31 @@ from space_warps.training.config import TrainConfig
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 SEED = 0
 CLASSES = ("GALAXY", "QSO", "STAR")
-LIMIT = 2e9  # Bytes resident that are promised for a million rows
+LIMIT = 2e9  # Resident bytes, for a million rows
 TINY = SearchConfig(max_layers=1, k_candidates=(8,), epochs_per_eval=1, final=FinalConfig(epochs=1))
 
 
 def make_catalogue(folder: Path, num_rows: int) -> None:
-    """Copies of the sample's cutouts, no two alike: the id stands behind the end of each image."""
+    """Write copies of the sample's cutouts; the id appended to each file makes them different."""
     (folder / "images").mkdir(parents=True)
     header, *lines = (SAMPLE / "annotations.csv").read_text(encoding="utf-8").splitlines()
-    existing = [line.split(",") for line in lines]
-    contents = [(SAMPLE / f"images/{cells[0]}.jpg").read_bytes() for cells in existing]
-    drawn = np.random.default_rng(0).uniform(size=(2, num_rows))
-    ra, dec = 360 * drawn[0], np.degrees(np.arcsin(2 * drawn[1] - 1))
+    rows = [line.split(",") for line in lines]
+    contents = [(SAMPLE / f"images/{cells[0]}.jpg").read_bytes() for cells in rows]
+    uniform = np.random.default_rng(0).uniform(size=(2, num_rows))
+    ra, dec = 360 * uniform[0], np.degrees(np.arcsin(2 * uniform[1] - 1))
     with (folder / "annotations.csv").open("w", encoding="utf-8") as table:
         table.write(header + "\n")
         for row in range(num_rows):
-            _, _, _, label, subclass, z, z_err = existing[row % len(existing)]
-            name, where = f"{row:029d}", f"{ra[row]:.7f},{dec[row]:.7f}"
+            _, _, _, label, subclass, z, z_err = rows[row % len(rows)]
+            name, position = f"{row:029d}", f"{ra[row]:.7f},{dec[row]:.7f}"
             values = f"{float(z) + 1e-9 * row:.9g},{float(z_err) * (1 + 1e-9 * row):.9g}"
-            table.write(f"{name},{where},{label},{subclass},{values}\n")
-            content = contents[row % len(existing)] + name.encode()
+            table.write(f"{name},{position},{label},{subclass},{values}\n")
+            content = contents[row % len(rows)] + name.encode()
             (folder / f"images/{name}.jpg").write_bytes(content)
 
 
 def a_few(loaders: Any) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """A thousand rows drawn from all, to train on and to validate with."""
+    """Loaders of a thousand random rows each, for training and validation."""
     rng = np.random.default_rng(0)
     train, val = (loader.dataset for loader in loaders)
     train = train.subset(rng.permutation(len(train))[:1000], Augment())
@@ -95,8 +95,8 @@ def a_few(loaders: Any) -> tuple[DataLoader[Any], DataLoader[Any]]:
     return DataLoader(train, 32, sampler=EpochSampler(len(train), 0)), DataLoader(val, 256)
 
 
-def start(requested: Namespace) -> None:
-    """One start of a program; prints the seconds of each part and what came out."""
+def start(args: Namespace) -> None:
+    """Run one start; prints the seconds of each part and its results."""
     seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -106,22 +106,22 @@ def start(requested: Namespace) -> None:
         seconds[name] = time.perf_counter() - began
         print(f"  {name:14} {seconds[name]:7.1f} s, peak {peak_gib():.2f} GiB", file=sys.stderr)
 
-    csv_path = Path(requested.folder) / "annotations.csv"
+    csv_path = Path(args.folder) / "annotations.csv"
     with part("read"):
         loaders = create_train_val_dataloaders(
             csv_path,
             csv_path.parent / "images",
             Augment(),
-            max_resident_bytes=requested.max_resident_bytes,
-            cache_dir=Path(requested.folder) / "cache",
+            max_resident_bytes=args.max_resident_bytes,
+            cache_dir=Path(args.folder) / "cache",
         )
     with part("hash"):
         environment = describe_environment(csv_path, "cpu", loaders)
     with part("measure"):
         empty = LocalRunner(*loaders, device="cpu").base_model
     with part("random batches"):
-        drawn = zip(range(requested.batches), iterate_batches(loaders[0]), strict=False)
-        total = sum(float(images.sum()) for _, (images, _, _) in drawn)
+        batches = zip(range(args.batches), iterate_batches(loaders[0]), strict=False)
+        total = sum(float(images.sum()) for _, (images, _, _) in batches)
     with part("search"):
         _, history = search(TINY, LocalRunner(*a_few(loaders), device="cpu"))
     result = [
@@ -130,7 +130,7 @@ def start(requested: Namespace) -> None:
         total,
         history.sha256,
     ]
-    print(json.dumps({"seconds": seconds, "found": result}))
+    print(json.dumps({"seconds": seconds, "results": result}))
 
 
 def peak_gib() -> float:
@@ -138,46 +138,44 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def mapped(requested: Namespace) -> dict[str, Any]:
-    """Options that read the images from the mapped file."""
-    cache = Path(requested.folder) / "cache"
-    return {"max_resident_bytes": requested.max_resident_bytes, "cache_dir": cache}
+def mapped(args: Namespace) -> dict[str, Any]:
+    """Options to read the images from the memory-mapped file."""
+    cache = Path(args.folder) / "cache"
+    return {"max_resident_bytes": args.max_resident_bytes, "cache_dir": cache}
 
 
-def paths(requested: Namespace) -> tuple[Path, Path]:
-    """CSV and folder of images."""
-    return Path(requested.folder) / "annotations.csv", Path(requested.folder) / "images"
+def paths(args: Namespace) -> tuple[Path, Path]:
+    """CSV and folder of the images."""
+    return Path(args.folder) / "annotations.csv", Path(args.folder) / "images"
 
 
-def measure_audit(requested: Namespace) -> dict[str, Any]:
+def measure_audit(args: Namespace) -> dict[str, Any]:
     """Audit the whole catalogue."""
-    result = audit_catalogue(
-        *paths(requested), options=ReadOptions(**mapped(requested)), print_result=False
-    )
+    result = audit_catalogue(*paths(args), options=ReadOptions(**mapped(args)), print_result=False)
     return {"num_rows": result.num_usable, "num_objects": result.num_objects}
 
 
-def measure_search(requested: Namespace) -> dict[str, Any]:
+def measure_search(args: Namespace) -> dict[str, Any]:
     """Run the search command: one step, one candidate, one epoch, on about 2,000 rows."""
-    csv_path, img_dir_path = paths(requested)
+    csv_path, img_dir_path = paths(args)
     with tempfile.TemporaryDirectory() as run:
-        keys = {f"data.{key}": value for key, value in mapped(requested).items()}
+        keys = {f"data.{key}": value for key, value in mapped(args).items()}
         keys |= {"data.csv_path": csv_path, "data.img_dir_path": img_dir_path}
-        keys |= {"data.fraction": min(1.0, 2200 / requested.rows), "run.dir": Path(run) / "run"}
+        keys |= {"data.fraction": min(1.0, 2200 / args.rows), "run.dir": Path(run) / "run"}
         keys |= {"search.max_layers": 1, "search.k_candidates": "[32]", "search.device": "cpu"}
         keys |= {"search.epochs_per_eval": 1, "search.final.epochs": 1, "search.seed": SEED}
         with contextlib.redirect_stdout(sys.stderr):
             if space_warps(["search", *(f"{key}={value}" for key, value in keys.items())]):
                 raise SystemExit("the search failed")
         summary = json.loads((Path(run) / "run/progressive_summary.json").read_text())
-    return {"num_rows": requested.rows, "history_sha256": summary["history_sha256"]}
+    return {"num_rows": args.rows, "history_sha256": summary["history_sha256"]}
 
 
-def measure_evaluate(requested: Namespace) -> dict[str, Any]:
-    """Evaluate a saved model on every row, after a wide one on some."""
+def measure_evaluate(args: Namespace) -> dict[str, Any]:
+    """Evaluate a saved model on every row, and a wide one on some."""
     small = Architecture((1, 75, 75), CLASSES, (), InputStatistics((0.34,), (0.24,), ()))
     wide = replace(small.with_block(BlockSpec(k=32, downsample=3)), tta=True)
-    data = read_labelled(wide, *paths(requested), ReadOptions(**mapped(requested)))
+    data = read_labelled(wide, *paths(args), ReadOptions(**mapped(args)))
     peaks = {"read": peak_gib()}
     predict(SavedModel.from_model(ProgressiveModel(wide)), data.subset(np.arange(512)), "cpu")
     peaks["wide network"] = peak_gib()
@@ -186,9 +184,9 @@ def measure_evaluate(requested: Namespace) -> dict[str, Any]:
     return {"num_rows": record["num_rows"], "intervals": record["intervals"], "peaks_gib": peaks}
 
 
-def measure_baselines(requested: Namespace) -> dict[str, Any]:
-    """Baselines without a network on every row, and networks on some."""
-    loaders = create_train_val_dataloaders(*paths(requested), Augment(), **mapped(requested))
+def measure_baselines(args: Namespace) -> dict[str, Any]:
+    """Train classical baselines on every row, and networks on some."""
+    loaders = create_train_val_dataloaders(*paths(args), Augment(), **mapped(args))
     train, test = loaders[0].dataset, loaders[1].dataset
     results = {}
 
@@ -198,8 +196,8 @@ def measure_baselines(requested: Namespace) -> dict[str, Any]:
 
     for entry in compare_classical(train, test, SEED):  # type: ignore[arg-type]
         keep(entry)
-    scaling = measure_input_statistics(train.subset(np.arange(2000)))  # type: ignore[attr-defined]
-    trained = Architecture((1, 75, 75), CLASSES, ("z", "z_err"), scaling).with_block(
+    statistics_of_inputs = measure_input_statistics(train.subset(np.arange(2000)))  # type: ignore[attr-defined]
+    trained = Architecture((1, 75, 75), CLASSES, ("z", "z_err"), statistics_of_inputs).with_block(
         BlockSpec(k=32, downsample=3)
     )
     some = test.subset(np.arange(min(512, len(test))))  # type: ignore[attr-defined]
@@ -219,19 +217,19 @@ COMMANDS = {
 }
 
 
-def run_command(requested: Namespace) -> None:
-    """One of the commands; prints what came out."""
+def run_command(args: Namespace) -> None:
+    """Run one of the commands; prints its results."""
     began = time.perf_counter()
-    result = COMMANDS[requested.task](requested)
-    print(json.dumps({"seconds": time.perf_counter() - began, "found": result}))
+    result = COMMANDS[args.task](args)
+    print(json.dumps({"seconds": time.perf_counter() - began, "results": result}))
 
 
-def all_commands(requested: Namespace) -> None:
-    """Measure the commands one after the other, and keep what is known after each."""
-    names = requested.only.split(",") if requested.only else list(COMMANDS)
+def all_commands(args: Namespace) -> None:
+    """Measure the commands one after the other, and write the results after each."""
+    names = args.only.split(",") if args.only else list(COMMANDS)
     results = []
     for name in names:
-        measured = watched(requested, name, requested.max_resident_bytes, name)
+        measured = watched(args, name, args.max_resident_bytes, name)
         within = measured["peak_gib"] * 2**30 <= LIMIT
         results.append({**measured, "within_limit": within})
         print(
@@ -239,22 +237,22 @@ def all_commands(requested: Namespace) -> None:
             f"{measured['anonymous_gib']:.2f} GiB, {'within' if within else 'above'} 2 GB",
             flush=True,
         )
-        if requested.json:
-            kept = {"machine": machine(), "commit": commit(), "seed": SEED, "limit_bytes": LIMIT}
-            kept |= {"num_rows": requested.rows, "max_resident_bytes": requested.max_resident_bytes}
-            text = json.dumps({**kept, "commands": results}, indent=1, default=str)
-            requested.json.write_text(text + "\n", encoding="utf-8")
+        if args.json:
+            record = {"machine": machine(), "commit": commit(), "seed": SEED, "limit_bytes": LIMIT}
+            record |= {"num_rows": args.rows, "max_resident_bytes": args.max_resident_bytes}
+            text = json.dumps({**record, "commands": results}, indent=1, default=str)
+            args.json.write_text(text + "\n", encoding="utf-8")
 
 
 def watched(
-    requested: Namespace, name: str, max_resident_bytes: int, task: str = "start"
+    args: Namespace, name: str, max_resident_bytes: int, task: str = "start"
 ) -> dict[str, Any]:
-    """A task in a process of its own, with its peaks in GiB."""
+    """Run a task in its own process; returns its results with peaks in GiB."""
     print(f"{name}:", file=sys.stderr)
     options = {
-        "folder": requested.folder,
-        "batches": requested.batches,
-        "rows": requested.rows,
+        "folder": args.folder,
+        "batches": args.batches,
+        "rows": args.rows,
         "task": task,
     }
     options["max-resident-bytes"] = max_resident_bytes
@@ -264,40 +262,40 @@ def watched(
     largest, done = {"RssAnon": 0, "RssFile": 0}, threading.Event()
     status = Path(f"/proc/{process.pid}/status")
 
-    def look() -> None:
+    def sample() -> None:
         while not done.wait(0.05) and status.exists():
             lines = (line.split() for line in status.read_text().splitlines())
-            now = {args[0].rstrip(":"): int(args[1]) for args in lines if args[0][:3] == "Rss"}
+            now = {words[0].rstrip(":"): int(words[1]) for words in lines if words[0][:3] == "Rss"}
             largest.update({name: max(kib, now.get(name, 0)) for name, kib in largest.items()})
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=sample)
     watcher.start()
-    message = process.stdout.read()
+    output = process.stdout.read()
     done.set()
     watcher.join()
     _, ended, usage = os.wait4(process.pid, 0)
     if ended:
-        raise SystemExit(f"the {name} ended with status {ended}")
+        raise SystemExit(f"{name} failed with status {ended}")
     peaks = {"peak_gib": usage.ru_maxrss / 2**20, "anonymous_gib": largest["RssAnon"] / 2**20}
     peaks["file_gib"] = largest["RssFile"] / 2**20
-    return {"name": name, **peaks, **json.loads(message)}
+    return {"name": name, **peaks, **json.loads(output)}
 
 
-def all_starts(requested: Namespace) -> list[dict[str, Any]]:
-    """The first start, then a later one and the reference in turn."""
-    starts = [watched(requested, "first start", requested.max_resident_bytes)]
-    for _ in range(requested.rounds):
-        starts.append(watched(requested, "later start", requested.max_resident_bytes))
-        if requested.reference:
-            starts.append(watched(requested, "all in memory", 2**60))
-    different = [item["name"] for item in starts if item["found"] != starts[0]["found"]]
+def all_starts(args: Namespace) -> list[dict[str, Any]]:
+    """Run the first start, then later ones and the reference in alternation."""
+    starts = [watched(args, "first start", args.max_resident_bytes)]
+    for _ in range(args.rounds):
+        starts.append(watched(args, "later start", args.max_resident_bytes))
+        if args.reference:
+            starts.append(watched(args, "all in memory", 2**60))
+    different = [item["name"] for item in starts if item["results"] != starts[0]["results"]]
     if different:
-        raise SystemExit(f"other bits than at the first start: {', '.join(different)}")
+        raise SystemExit(f"different bits than at the first start: {', '.join(different)}")
     return starts
 
 
 def compared(starts: list[dict[str, Any]]) -> list[Row]:
-    """A later start against the reference, and against the first start."""
+    """Compare later starts with the first start and with the reference."""
 
     def seconds(name: str, part: str) -> float:
         return statistics.median(s["seconds"][part] for s in starts if s["name"] == name)
@@ -314,8 +312,8 @@ def compared(starts: list[dict[str, Any]]) -> list[Row]:
 
 
 def main() -> None:
-    """Measure and print."""
-    requested = parse(
+    """Run the benchmark and print its results."""
+    args = parse(
         __doc__,
         rows=100_000,
         batches=2000,
@@ -326,29 +324,29 @@ def main() -> None:
         commands=False,
         only="",
     )
-    if requested.task:
-        return start(requested) if requested.task == "start" else run_command(requested)
-    with tempfile.TemporaryDirectory() as index:
-        if not requested.folder:
-            requested.folder = index
-            make_catalogue(Path(index), requested.rows)
-        if requested.commands:
-            return all_commands(requested)
-        starts = all_starts(requested)
-    show(compared(starts), requested.json)
+    if args.task:
+        return start(args) if args.task == "start" else run_command(args)
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.folder:
+            args.folder = folder
+            make_catalogue(Path(folder), args.rows)
+        if args.commands:
+            return all_commands(args)
+        starts = all_starts(args)
+    show(compared(starts), args.json)
     print()
     for item in starts:
         print(
             f"{item['name']:14} peak {item['peak_gib']:.2f} GiB, without pages of files "
             f"{item['anonymous_gib']:.2f} GiB"
         )
-    if requested.json:
-        kept = {
-            **json.loads(requested.json.read_text()),
-            "num_rows": requested.rows,
+    if args.json:
+        record = {
+            **json.loads(args.json.read_text()),
+            "num_rows": args.rows,
             "starts": starts,
         }
-        requested.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

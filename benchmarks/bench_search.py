@@ -1,15 +1,14 @@
-"""How long is a whole search, beside its candidates in the plain loop with images of 224x224?
+"""How long is a search compared with the same candidates in the plain loop at 224x224?
 
-Ours is a search with default settings, timed once from reading the catalogue to the finished
-network, with nothing written. The reference trains the same networks (controls, candidates,
-trainings in full) as many epochs, each image resized to 224x224 from disk every time, as the
-published program does; and once more at the catalogue's own size, to see what is owed to the
-smaller image. That would take hours: after each of our trainings a few batches of the same network
-are timed, workers busy, and scaled to its rows and epochs. What the plain loop does once an epoch or
-once a network is left out of it, and what ours does beside training (reading, comparing,
-calibrating) is in ours. It runs in a process of its own, as what our loop asks of the C library would
-serve it, too. Images are grey; with --colour the larger ones have three channels, as that program
-reads them.
+Ours is a search with default settings, timed once from reading the catalogue to the final network,
+without a run folder. The reference trains the same networks (controls, candidates, final trainings) for
+the same number of epochs and resizes each image from disk to 224x224 every time, as the published
+program does; and once more at the catalogue's own size, to separate the effect of image size. That would
+take hours, so a few batches of the same network are timed after each of our trainings, with busy workers,
+and scaled to its rows and epochs. The reference excludes the plain loop's work per epoch and per network;
+ours includes everything besides training (reading, comparing, calibrating). The reference runs in its own
+process, since our settings of the C library would speed it up. Images are grey; with --colour the larger
+ones have three channels, as in the published program.
 """
 
 import itertools
@@ -38,46 +37,46 @@ from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
 from space_warps.search.settings import with_overrides
 
-PREFETCHED = 2  # batches that a worker prepares ahead, torch's default
+PREFETCHED = 2  # Batches that a worker prepares ahead, the default of torch
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a few batches of the plain loop took."""
+    """Time of a few batches of the plain loop."""
 
-    train_s: float  # Per row that is trained
-    val_s: float  # Per row that is measured
-    timed_s: float  # Of all that was timed
+    train_s: float  # Per training row
+    val_s: float  # Per validation row
+    timed_s: float  # Of all timed batches
 
     def scaled(self, num_epochs: int, num_train: int, num_val: int) -> float:
-        """Seconds that a training would take."""
+        """Extrapolated seconds of a training."""
         return num_epochs * (num_train * self.train_s + num_val * self.val_s)
 
 
 _IN_CHILD: dict[str, Loaders] = {}
 
 
-def begin_child(sides: dict[str, tuple[Path, int | None]], requested: Any) -> None:
-    """Read a few rows at each size, in the process of the plain loop."""
+def begin_child(sides: dict[str, tuple[Path, int | None]], args: Any) -> None:
+    """Read a few rows at each image size, in the process of the plain loop."""
     for name, (folder, image_size) in sides.items():
-        loaders = read(folder, requested.fraction, image_size)
-        _IN_CHILD[name] = few_rows(loaders, requested.batches, requested.workers)
+        loaders = read(folder, args.fraction, image_size)
+        _IN_CHILD[name] = few_rows(loaders, args.batches, args.workers)
 
 
-def time_in_child(side: str, candidate: Candidate, requested: Any) -> Timing:
+def time_in_child(side: str, candidate: Candidate, args: Any) -> Timing:
     """Time a few batches of a candidate's network in the plain loop."""
     loaders = _IN_CHILD[side]
     model, device = network_of(loaders, candidate.blocks), str(choose_device())
-    loop = ReferenceLoop(model, loaders, candidate.train_config, requested.workers, device)
-    train_s, num_trained = time_batches(loop.train_loader, loop.take_step, requested.batches)
-    val_s, num_measured = time_batches(loop.val_loader, loop.count_right, requested.batches)
+    loop = ReferenceLoop(model, loaders, candidate.train_config, args.workers, device)
+    train_s, num_trained = time_batches(loop.train_loader, loop.take_step, args.batches)
+    val_s, num_measured = time_batches(loop.val_loader, loop.count_correct, args.batches)
     return Timing(train_s / num_trained, val_s / num_measured, train_s + val_s)
 
 
 def time_batches(
     loader: DataLoader[Any], work: Callable[[Any], object], num_batches: int
 ) -> tuple[float, int]:
-    """Seconds and rows of some batches, after one that does not count."""
+    """Seconds and rows of some batches, after a warm-up batch."""
     batches = iter(loader)
     work(next(batches))
     began, num_rows = time.perf_counter(), 0
@@ -85,13 +84,13 @@ def time_batches(
         work(batch)
         num_rows += len(batch[1])
     seconds = time.perf_counter() - began
-    for _ in batches:  # until here the workers were as busy as within an epoch
+    for _ in batches:  # until here the workers are as busy as within an epoch
         pass
     return seconds, num_rows
 
 
 def few_rows(loaders: Loaders, num_batches: int, workers: int) -> Loaders:
-    """As many full batches as a timing uses up; for time, any rows will do to validate with."""
+    """Loaders with as many full batches as a timing needs."""
     train = loaders[0]
     data: Any = train.dataset
     size = train.batch_size or 1
@@ -104,8 +103,8 @@ Blocks = tuple[BlockSpec, ...]
 
 
 @dataclass
-class InTurn:
-    """Observer: times each training of ours, then the same in the plain loop, while ours waits."""
+class TrainingTimer:
+    """Observer that times each training, and then the same in the plain loop."""
 
     time_reference: Callable[[str, Candidate], Timing]
     sides: tuple[str, ...]
@@ -113,7 +112,7 @@ class InTurn:
     num_val: int
     num_trainings: int = 0
     num_epochs: int = 0
-    waited_s: float = 0.0
+    paused_s: float = 0.0
     ours_s: dict[Blocks, float] = field(default_factory=lambda: defaultdict(float))
     reference_s: dict[tuple[str, Blocks], float] = field(default_factory=lambda: defaultdict(float))
     timed_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -124,10 +123,10 @@ class InTurn:
         if isinstance(event, CandidateStarted):
             self._began = now
         elif isinstance(event, CandidateEnded):
-            self._note(event.result, now - self._began)
-            self.waited_s += time.perf_counter() - now
+            self._add(event.result, now - self._began)
+            self.paused_s += time.perf_counter() - now
 
-    def _note(self, result: CandidateResult, seconds: float) -> None:
+    def _add(self, result: CandidateResult, seconds: float) -> None:
         blocks, num_epochs = result.candidate.blocks, len(result.epochs)
         self.num_trainings += 1
         self.num_epochs += num_epochs
@@ -139,7 +138,7 @@ class InTurn:
             self.reference_s[side, blocks] += needed
 
     def rows(self, search_s: float) -> list[Row]:
-        """The whole search, then all trainings of each network."""
+        """Rows of the whole search and of each network."""
         result = []
         for side in self.sides:
             total = sum(self.reference_s[side, blocks] for blocks in self.ours_s)
@@ -152,17 +151,17 @@ class InTurn:
         return result
 
     def note(self) -> str:
-        """What was timed, and what was scaled."""
+        """Note on what is measured and what is extrapolated."""
         timed = " and ".join(f"{self.timed_s[side]:.1f} s at {side}" for side in self.sides)
         return (
             f"{self.num_trainings} trainings, {self.num_epochs} epochs of {self.num_train} + "
-            f"{self.num_val} rows; {sum(self.ours_s.values()):.1f} s of ours were spent in them.\n"
-            f"Ours was timed in full; the reference is EXTRAPOLATED from {timed}."
+            f"{self.num_val} rows, which took {sum(self.ours_s.values()):.1f} s of ours.\n"
+            f"Ours is measured in full; the reference is EXTRAPOLATED from {timed}."
         )
 
 
 def read(folder: Path, fraction: float, image_size: int | None = None) -> Loaders:
-    """The rows of a catalogue, with z and z_err."""
+    """Loaders of a catalogue, with z and z_err."""
     return create_train_val_dataloaders(
         folder / "annotations.csv",
         folder / "images",
@@ -172,39 +171,39 @@ def read(folder: Path, fraction: float, image_size: int | None = None) -> Loader
     )
 
 
-def sides_of(requested: Any, index: Path) -> dict[str, tuple[Path, int | None]]:
-    """Catalogue and size of the images that the plain loop gets: large, then as ours."""
-    source = as_colour(SAMPLE, index / "colour", 10**6, 75) if requested.colour else SAMPLE
-    large = f"{requested.side}x{requested.side} {'colour' if requested.colour else 'grey'}"
-    return {large: (source, requested.side), "75x75 grey": (SAMPLE, None)}
+def sides_of(args: Any, folder: Path) -> dict[str, tuple[Path, int | None]]:
+    """Catalogue and image size of the plain loop: large, and the same as ours."""
+    source = as_colour(SAMPLE, folder / "colour", 10**6, 75) if args.colour else SAMPLE
+    large = f"{args.side}x{args.side} {'colour' if args.colour else 'grey'}"
+    return {large: (source, args.side), "75x75 grey": (SAMPLE, None)}
 
 
-def config_of(requested: Any) -> SearchConfig:
-    """The default settings, but for what was asked to be shorter."""
-    given = {"max_layers": requested.max_layers, "final.epochs": requested.finish_epochs}
+def config_of(args: Any) -> SearchConfig:
+    """The default settings, shortened by the options."""
+    given = {"max_layers": args.max_layers, "final.epochs": args.finish_epochs}
     return with_overrides(SearchConfig(), {name: v for name, v in given.items() if v})
 
 
-def measure(requested: Any) -> tuple[list[Row], str]:
-    """Search once, with timings of the plain loop in between."""
-    with tempfile.TemporaryDirectory() as index:
-        sides = sides_of(requested, Path(index))
-        with own_process(begin_child, sides, requested) as child:
+def measure(args: Any) -> tuple[list[Row], str]:
+    """Search once, and time the plain loop after each training."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = sides_of(args, Path(folder))
+        with own_process(begin_child, sides, args) as child:
 
             def time_reference(side: str, candidate: Candidate) -> Timing:
-                return child.submit(time_in_child, side, candidate, requested).result()
+                return child.submit(time_in_child, side, candidate, args).result()
 
             began = time.perf_counter()
-            runner = LocalRunner(*read(SAMPLE, requested.fraction))
-            backtracks = InTurn(time_reference, tuple(sides), runner.num_train, runner.num_val)
-            search(config_of(requested), runner, observers=[backtracks])
-            seconds = time.perf_counter() - began - backtracks.waited_s
-    return backtracks.rows(seconds), backtracks.note()
+            runner = LocalRunner(*read(SAMPLE, args.fraction))
+            timer = TrainingTimer(time_reference, tuple(sides), runner.num_train, runner.num_val)
+            search(config_of(args), runner, observers=[timer])
+            seconds = time.perf_counter() - began - timer.paused_s
+    return timer.rows(seconds), timer.note()
 
 
 def main() -> None:
-    """Measure and print."""
-    requested = parse(
+    """Run the benchmark and print its results."""
+    args = parse(
         __doc__,
         rounds=0,
         fraction=1.0,
@@ -215,8 +214,8 @@ def main() -> None:
         workers=2,
         colour=False,
     )
-    rows, note = measure(requested)
-    show(rows, requested.json, note)
+    rows, note = measure(args)
+    show(rows, args.json, note)
 
 
 if __name__ == "__main__":

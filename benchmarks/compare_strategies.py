@@ -1,26 +1,25 @@
 """Which strategy finds the better network at the same cost?
 
-No strategy may spend more than so many epochs, its training in full and the control of every step
-included. All have the same space of blocks, of up to 6 million multiply-adds an image of 75 pixels (the
-fixed ladder has 4.3), and go on, however little they gain, until no further step fits in; what a
-candidate inherits was paid for when its parent was trained. Random search starts nothing from trained
-weights, so that it has no ways from scratch. Epochs of a large network cost more than those of a small
-one, so the multiply-adds that the trainings took are told as well. Beside the strategies stand two
-fixed networks: a ladder of four blocks, trained once for the whole budget, and torchvision's ResNet-18
-from scratch, for fewer epochs, of which each costs many times as much.
+Every strategy has the same budget in epochs, including final training and controls, and the same search
+space, with up to 6 million multiply-adds for an image of 75 pixels (the fixed ladder has 4.3). Searches
+continue without gains until the budget is spent; the training of a parent is counted once. Random search
+never starts from trained weights, so it has no variants "from scratch". Epochs of a large network cost
+more than those of a small one, so the multiply-adds of all trainings are given as well. Two fixed
+networks serve as baselines: a ladder of four blocks, trained once for the whole budget, and torchvision's
+ResNet-18 from scratch, for fewer epochs that cost many times as much.
 
-The catalogue is cut into five parts of whole objects. A search, with a seed of its own, sees two of
-them, of which a third of the objects is for validation: with fewer, all that a search compares is noise.
-It is tested on the other three. Two figures are kept: the accuracy of the network that the search hands
-over, and the mean accuracy of its blocks when they are trained again from scratch with other seeds.
-The second says how good a choice they were; one training differs from the next by more than most
-strategies do. Folds share rows, so that standard errors over folds are rather too small.
+The catalogue is divided into five parts of whole objects. A search, with its own seed, uses two of them, a
+third of these objects for validation: with fewer, its comparisons are noise. It is tested on the other
+three. Two accuracies are recorded: of the network that the search returns, and the mean accuracy of its
+architecture when it is trained again from scratch with other seeds. The second measures the choice of
+blocks; repeated trainings differ by more than most strategies do. Folds share rows, so standard errors
+over folds are somewhat too small.
 
-`--half "pnas, halving"` adds a line with half the budget, of which the training in full gets half as
-much. `--crop 48` cuts the middle out of every cutout, which costs as much less as it has fewer pixels;
-so does the limit. Lines that the file of `--json` has, by name and fold, are not run again: what was
-cut off goes on, and each line names its commit and its machine. `--quick` is one fold and a small
-budget, of 1,500 simulated rows where no catalogue is named.
+`--half "pnas, halving"` adds a line with half the budget and half the epochs of final training. `--crop 48`
+uses the central pixels of every cutout and scales the limit of multiply-adds. Lines that the file of
+`--json` already contains, by name and fold, are not run again, so an interrupted run continues; each line
+records its commit and machine. `--quick` is one fold and a small budget, on 1,500 simulated rows if no
+catalogue is given.
 """
 
 import argparse
@@ -48,8 +47,7 @@ from space_warps.data.dataset import Space_Galaxi
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.data.simulate import simulate_catalogue
 from space_warps.evaluation.baselines import ResNet18
-from space_warps.evaluation.metrics import Predictions
-from space_warps.evaluation.metrics import summarize_metrics as figures_of
+from space_warps.evaluation.metrics import Predictions, summarize_metrics
 from space_warps.models.blocks import BlockSpec
 from space_warps.search.config import SearchConfig
 from space_warps.search.records import Candidate, CandidateResult
@@ -71,13 +69,13 @@ SPACE: dict[str, Any] = {
     "selection.patience": 100,
 }
 STRATEGIES = ("greedy", "random", "beam", "pnas")
-WAYS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "": {},
     "halving": {"rungs": (1, 3, 9)},
     "from scratch": {"training.copy_weights": False},
     "halving, from scratch": {"rungs": (1, 3, 9), "training.copy_weights": False},
 }
-MORE_WAYS: dict[str, dict[str, Any]] = {  # On demand
+MORE_VARIANTS: dict[str, dict[str, Any]] = {  # Only if args with --ways
     "longer halving": {"rungs": (2, 6)},
     "longer halving, from scratch": {"rungs": (2, 6), "training.copy_weights": False},
 }
@@ -88,11 +86,11 @@ LADDER = (BlockSpec(8, kernel_size=5, downsample=3), BlockSpec(16), BlockSpec(32
 
 
 def variants(strategies: list[str], ways: list[str]) -> dict[str, dict[str, Any]]:
-    """Name -> settings that differ."""
+    """Settings of each line by name."""
     return {
         f"{strategy}{', ' if way else ''}{way}": {
             "strategy": strategy,
-            **(WAYS | MORE_WAYS)[way],
+            **(VARIANTS | MORE_VARIANTS)[way],
         }
         for strategy in strategies
         for way in ways
@@ -107,23 +105,23 @@ def search_config(base: SearchConfig, changes: dict[str, Any]) -> SearchConfig:
     return with_overrides(config, useless)
 
 
-def measured(
+def test_metrics(
     model: torch.nn.Module, unseen: Space_Galaxi, temperature: float = 1.0
 ) -> dict[str, float]:
-    """Figures of a network on objects it has never seen."""
-    message = evaluate(model, DataLoader(unseen, 256))
-    scores = message.scores.numpy() / temperature
+    """Accuracy and log-loss of a network on unseen objects."""
+    measured = evaluate(model, DataLoader(unseen, 256))
+    scores = measured.scores.numpy() / temperature
     groups = unseen.catalogue.groups
-    result = figures_of(Predictions(scores, message.labels.numpy(), groups, unseen.classes))
+    result = summarize_metrics(Predictions(scores, measured.labels.numpy(), groups, unseen.classes))
     return {"test_acc": result["accuracy"], "test_loss": result["log_loss"]}
 
 
 def cost_of(results: Iterable[CandidateResult], num_train: int) -> dict[str, float]:
-    """What trainings took: passes over an image, and multiply-adds of these, in units of 10^12."""
-    text = [(o.candidate.train_config.epochs, o.num_macs) for o in results]
-    macs = sum(epochs * macs for epochs, macs in text)
+    """Cost of trainings: images times epochs, and their multiply-adds in units of 10^12."""
+    costs = [(r.candidate.train_config.epochs, r.num_macs) for r in results]
+    macs = sum(epochs * macs for epochs, macs in costs)
     return {
-        "image_epochs": num_train * sum(epochs for epochs, _ in text),
+        "image_epochs": num_train * sum(epochs for epochs, _ in costs),
         "tera_macs": round(num_train * macs / 1e12, 3),
     }
 
@@ -131,66 +129,64 @@ def cost_of(results: Iterable[CandidateResult], num_train: int) -> dict[str, flo
 def train_blocks(
     blocks: tuple[BlockSpec, ...], plan: TrainConfig, runner: LocalRunner
 ) -> tuple[Any, CandidateResult]:
-    """A network of these blocks from scratch, and what its training gave."""
+    """Train a network of these blocks from scratch; returns it with its result."""
     fixed = Candidate(len(blocks), 0, blocks, plan, False, 0.0, role="scratch")
     (trained,) = runner.train([fixed], [runner.base_model], lambda event: None)
     assert trained.result is not None
     return trained.saved_model.build().eval(), trained.result
 
 
-def trained_again(
+def retrained_metrics(
     blocks: tuple[BlockSpec, ...],
     config: SearchConfig,
     runner: LocalRunner,
     unseen: Space_Galaxi,
-    requested: argparse.Namespace,
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """How good these blocks are, apart from the luck of one training; charged to nobody."""
-    seeds = [derive_seed(config.seed, 1000 + n) for n in range(requested.repeats)]
-    plans = [
-        config.plan(requested.finish_epochs, 1000 * n, seed) for n, seed in enumerate(seeds, 1)
-    ]
-    result = [measured(train_blocks(blocks, plan, runner)[0], unseen) for plan in plans]
+    """Mean metrics of these blocks over several trainings, which do not count as cost."""
+    seeds = [derive_seed(config.seed, 1000 + n) for n in range(args.repeats)]
+    plans = [config.plan(args.finish_epochs, 1000 * n, seed) for n, seed in enumerate(seeds, 1)]
+    result = [test_metrics(train_blocks(blocks, plan, runner)[0], unseen) for plan in plans]
     means = {key: float(np.mean([f[key] for f in result])) for key in result[0]} if result else {}
     return {f"again_{key.removeprefix('test_')}": value for key, value in means.items()}
 
 
 def run_search(
-    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, requested: argparse.Namespace
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """One search, how good its network is, and how good its blocks are."""
+    """Run a search; returns metrics of its network and of its blocks."""
     began = time.monotonic()
     runner = LocalRunner(*loaders, seed=config.seed)
     model, history = search(config, runner)
     seconds = time.monotonic() - began
-    text = [rank_correlation(step) for step in history.steps]
-    finish = history.final_training.results if history.final_training else ()
-    trained = [*(result for step in history.steps for result in step.trained), *finish]
+    correlations = [rank_correlation(step) for step in history.steps]
+    final = history.final_training.results if history.final_training else ()
+    trained = [*(result for step in history.steps for result in step.trained), *final]
     return {
-        **measured(model, unseen),
-        **trained_again(model.architecture.blocks, config, runner, unseen, requested),
+        **test_metrics(model, unseen),
+        **retrained_metrics(model.architecture.blocks, config, runner, unseen, args),
         "params": model.num_params,
         "macs": history.final_result.num_macs if history.final_result else 0,
         "blocks": [f"{spec.family} {spec.k}" for spec in model.architecture.blocks],
         **cost_of(trained, history.num_train),
         "seconds": round(seconds, 1),
         "steps": [step.decision.action for step in history.steps],
-        "rank_correlations": [None if item is None else round(item, 2) for item in text],
+        "rank_correlations": [None if item is None else round(item, 2) for item in correlations],
         "stopped": history.stop_reason,
     }
 
 
 def run_ladder(
-    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, requested: argparse.Namespace
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """The fixed ladder, trained once for the whole budget."""
+    """Train the fixed ladder once for the whole budget."""
     began = time.monotonic()
     runner = LocalRunner(*loaders, seed=config.seed)
-    model, result = train_blocks(LADDER, config.plan(requested.budget, 0, config.seed), runner)
+    model, result = train_blocks(LADDER, config.plan(args.budget, 0, config.seed), runner)
     return {
-        **measured(model, unseen),
+        **test_metrics(model, unseen),
         "seconds": round(time.monotonic() - began, 1),
-        **trained_again(LADDER, config, runner, unseen, requested),
+        **retrained_metrics(LADDER, config, runner, unseen, args),
         "params": result.num_params,
         "macs": result.num_macs,
         "blocks": [f"{spec.family} {spec.k}" for spec in LADDER],
@@ -199,10 +195,10 @@ def run_ladder(
 
 
 def run_resnet(
-    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, requested: argparse.Namespace
+    config: SearchConfig, loaders: Loaders, unseen: Space_Galaxi, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """ResNet-18 from scratch, asked and cooled as the grown networks are."""
-    began, epochs = time.monotonic(), requested.resnet_epochs
+    """Train ResNet-18 from scratch, calibrated as grown networks are."""
+    began, epochs = time.monotonic(), args.resnet_epochs
     runner = LocalRunner(*loaders, seed=config.seed)
     architecture = runner.base_model.architecture
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -217,9 +213,11 @@ def run_resnet(
     trained = train(model, *loaders, config.plan(epochs, 0, config.seed), device=runner.device)
     model.load_state_dict(trained.state_dict)
     seconds = round(time.monotonic() - began, 1)
-    message = evaluate(model.eval(), loaders[1], runner.device)
+    validated = evaluate(model.eval(), loaders[1], runner.device)
     return {
-        **measured(model, unseen, fit_temperature(message.scores.numpy(), message.labels.numpy())),
+        **test_metrics(
+            model, unseen, fit_temperature(validated.scores.numpy(), validated.labels.numpy())
+        ),
         "params": sum(p.numel() for p in model.parameters()),
         "macs": macs,
         "image_epochs": runner.num_train * epochs,
@@ -229,55 +227,55 @@ def run_resnet(
 
 
 def lines_of_fold(
-    folder: Path, fold: int, requested: argparse.Namespace, done: list[dict[str, Any]]
+    folder: Path, fold: int, args: argparse.Namespace, done: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Every line of the table on one fold that is not done, one after the other."""
-    with tempfile.TemporaryDirectory() as index:
+    """Run the missing lines of the table on one fold, one after the other."""
+    with tempfile.TemporaryDirectory() as folder_of_folds:
         seen, tested = split_catalogue(
-            folder, requested.features, fold, Path(index), requested.num_seen
+            folder, args.features, fold, Path(folder_of_folds), args.num_seen
         )
-        shared = {"features": requested.features, "seed": fold, "train_ratio": TRAIN_RATIO}
+        shared = {"features": args.features, "seed": fold, "train_ratio": TRAIN_RATIO}
         loaders = create_train_val_dataloaders(seen, folder / "images", Augment(), **shared)
         data: Any = loaders[0].dataset
         unseen = Space_Galaxi(
-            tested, folder / "images", features=requested.features, classes=data.classes
+            tested, folder / "images", features=args.features, classes=data.classes
         )
         side = unseen.image_shape[1]
         limit = round(SPACE["space.max_macs"] * (side / 75) ** 2)
         plain = with_overrides(
-            SearchConfig(seed=fold, budget=f"{requested.budget}epochs"),
-            {**SPACE, "space.max_macs": limit, "final.epochs": requested.finish_epochs},
+            SearchConfig(seed=fold, budget=f"{args.budget}epochs"),
+            {**SPACE, "space.max_macs": limit, "final.epochs": args.finish_epochs},
         )
         half = {
-            "budget": f"{requested.budget // 2}epochs",
-            "final.epochs": requested.finish_epochs // 2,
+            "budget": f"{args.budget // 2}epochs",
+            "final.epochs": args.finish_epochs // 2,
         }
-        tried = variants(requested.strategies, requested.ways)
-        halves = variants(list(STRATEGIES), list(WAYS))
-        tried |= {f"{name}, half": {**halves[name], **half} for name in requested.half}
+        settings = variants(args.strategies, args.ways)
+        halves = variants(list(STRATEGIES), list(VARIANTS))
+        settings |= {f"{name}, half": {**halves[name], **half} for name in args.half}
         lines: dict[str, tuple[dict[str, Any], Run]] = {
-            name: (text, partial(run_search, search_config(plain, text)))
-            for name, text in tried.items()
+            name: (changes, partial(run_search, search_config(plain, changes)))
+            for name, changes in settings.items()
         }
-        if requested.ladder:
+        if args.ladder:
             lines[LADDER_NAME] = {}, partial(run_ladder, plain)
-        if requested.resnet_epochs:
-            lines["ResNet-18"] = {"epochs": requested.resnet_epochs}, partial(run_resnet, plain)
+        if args.resnet_epochs:
+            lines["ResNet-18"] = {"epochs": args.resnet_epochs}, partial(run_resnet, plain)
         existing = {row["name"]: row["settings"] for row in done if row["fold"] == fold}
-        for name, (text, _) in lines.items():
-            now = json.loads(json.dumps(text))
+        for name, (changes, _) in lines.items():
+            now = json.loads(json.dumps(changes))
             if existing.get(name, now) != now:
                 raise SystemExit(
-                    f"{name} was run with {existing[name]}, not {now}; name another file"
+                    f"{name} was run with {existing[name]}, not {now}; give another file"
                 )
-        for name, (text, run) in lines.items():
+        for name, (changes, run) in lines.items():
             if name not in existing:
-                row = run(loaders, unseen, requested)
-                yield {"name": name, "fold": fold, "settings": text, **row}
+                row = run(loaders, unseen, args)
+                yield {"name": name, "fold": fold, "settings": changes, **row}
 
 
 def cropped(folder: Path, side: int, into: Path) -> Path:
-    """The catalogue with the middle of each of its cutouts, as PNG."""
+    """Write a catalogue with the central pixels of each cutout, as PNG."""
     (into / "images").mkdir(parents=True)
     shutil.copy(folder / "annotations.csv", into)
     for path in sorted((folder / "images").iterdir()):
@@ -288,39 +286,39 @@ def cropped(folder: Path, side: int, into: Path) -> Path:
     return into
 
 
-def already_done(path: Path | None, requested: dict[str, Any]) -> dict[str, Any]:
-    """What a file has that was begun with the same settings; exits if they were others."""
-    now: dict[str, Any] = json.loads(json.dumps(requested))
+def read_results(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Results in a file, or none; exits if the file has other settings."""
+    now: dict[str, Any] = json.loads(json.dumps(options))
     if path is None or not path.exists():
         return {"asked": now, "machines": [], "rows": []}
     result: dict[str, Any] = json.loads(path.read_text())
-    there = result["asked"]
-    if other := [name for name in now if there.get(name) != now[name]]:
-        text = "; ".join(f"{name} {there.get(name)}, not {now[name]}" for name in other)
-        raise SystemExit(f"{path} was begun with {text}; name another file")
+    stored = result["asked"]
+    if other := [name for name in now if stored.get(name) != now[name]]:
+        text = "; ".join(f"{name} {stored.get(name)}, not {now[name]}" for name in other)
+        raise SystemExit(f"{path} has {text}; give another file")
     return result
 
 
-FIGURES = {
+COLUMNS = {
     "test_acc": "accuracy",
-    "again_acc": "of its blocks, trained again",
-    "again_loss": "log-loss of these",
+    "again_acc": "architecture, retrained",
+    "again_loss": "its log-loss",
 }
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The table: means over folds with standard errors, and what each is above greedy, fold by fold."""
-    columns = [column for message in FIGURES.values() for column in (message, "above greedy")]
-    costs = ["parameters", "image-epochs", "10^12 multiply-adds", "seconds"]
+    """Print the table: means over folds with standard errors, and differences from greedy by fold."""
+    columns = [column for name in COLUMNS.values() for column in (name, "above greedy")]
+    costs = ["parameters", "images x epochs", "10^12 multiply-adds", "seconds"]
     print(f"| | folds | {' | '.join([*columns, *costs])} |\n|" + "---|" * 12)
     greedy = {row["fold"]: row for row in rows if row["name"] == "greedy"}
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
         both = [(row, greedy[row["fold"]]) for row in own if row["fold"] in greedy]
         cells = [name, str(len(own))]
-        for key in FIGURES:
+        for key in COLUMNS:
             gains = [of(row, key) - of(other, key) for row, other in both]
-            cells += [told_mean([of(row, key) for row in own]), told_mean(gains, "+")]
+            cells += [format_mean([of(row, key) for row in own]), format_mean(gains, "+")]
             cells[-1] += f" ({len(both)} folds)" if len(both) < len(own) else ""
         for key in ("params", "image_epochs", "tera_macs", "seconds"):
             mean = np.mean([of(row, key) for row in own])
@@ -331,73 +329,79 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def of(row: dict[str, Any], key: str) -> float:
-    """A figure of a line, not a number where it has none."""
+    """A value of a line, NaN if missing."""
     return float(row.get(key, np.nan))
 
 
-def told_mean(values: list[float], sign: str = "") -> str:
-    """A mean and its standard error, a dash where there is none."""
+def format_mean(values: list[float], sign: str = "") -> str:
+    """Format a mean and its standard error; a dash if there is none."""
     mean, error = np.mean(values or [np.nan]), error_of(values)
-    beside = "" if np.isnan(error) else f" ± {error:.3f}"
-    return "-" if np.isnan(mean) else f"{mean:{sign}.3f}{beside}"
+    suffix = "" if np.isnan(error) else f" ± {error:.3f}"
+    return "-" if np.isnan(mean) else f"{mean:{sign}.3f}{suffix}"
 
 
 def error_of(values: list[float]) -> float:
-    """Standard error of a mean; not known of one value."""
+    """Standard error of a mean; NaN for a single value."""
     return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else np.nan
 
 
 def main() -> None:
-    """Read the arguments, run, print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("catalogue", type=Path, nargs="?", help="folder with annotations.csv")
     parser.add_argument("--simulate", type=int, default=0, help="rows of a simulated sky instead")
-    parser.add_argument("--features", nargs="*", default=[], help="columns, none by default")
+    parser.add_argument(
+        "--features", nargs="*", default=[], help="feature columns, none by default"
+    )
     parser.add_argument("--folds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument(
         "--strategies", nargs="*", default=list(STRATEGIES), choices=registered_strategies()
     )
-    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=[*WAYS, *MORE_WAYS])
+    parser.add_argument(
+        "--ways", nargs="*", default=list(VARIANTS), choices=[*VARIANTS, *MORE_VARIANTS]
+    )
     parser.add_argument(
         "--half",
         nargs="*",
         default=[],
-        choices=list(variants(list(STRATEGIES), list(WAYS))),
-        help="lines for half the budget, too",
+        choices=list(variants(list(STRATEGIES), list(VARIANTS))),
+        help="lines to run with half the budget as well",
     )
-    parser.add_argument("--budget", type=int, default=160, help="of each search, in epochs")
+    parser.add_argument("--budget", type=int, default=160, help="epochs of each search")
     parser.add_argument("--finish-epochs", type=int, default=20)
-    parser.add_argument("--num-seen", type=int, default=2, help="of five parts, by a search")
-    parser.add_argument("--resnet-epochs", type=int, default=40, help="0 leaves it out")
-    parser.add_argument("--crop", type=int, default=0, help="pixels of the middle; 0 takes all")
-    parser.add_argument("--repeats", type=int, default=3, help="trainings of what was found")
-    parser.add_argument("--no-ladder", dest="ladder", action="store_false", help="leave it out")
-    parser.add_argument("--quick", action="store_true", help="one fold, few epochs, fewer ways")
-    parser.add_argument("--json", type=Path, help="file to keep the figures in")
-    requested = parser.parse_args()
-    if requested.quick:
-        requested.folds, requested.ways = requested.folds[:1], ["", "halving"]
-        requested.budget, requested.finish_epochs, requested.resnet_epochs = 80, 10, 4
-    with tempfile.TemporaryDirectory() as index:
-        folder = requested.catalogue
-        if requested.simulate or folder is None:
-            folder = Path(index) / "sky"
-            num_rows = requested.simulate or (1500 if requested.quick else 4000)
+    parser.add_argument("--num-seen", type=int, default=2, help="parts of five that a search uses")
+    parser.add_argument("--resnet-epochs", type=int, default=40, help="0 omits ResNet-18")
+    parser.add_argument("--crop", type=int, default=0, help="central pixels to use; 0 for all")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="trainings of each selected architecture"
+    )
+    parser.add_argument("--no-ladder", dest="ladder", action="store_false", help="omit the ladder")
+    parser.add_argument("--quick", action="store_true", help="one fold, few epochs, fewer variants")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    args = parser.parse_args()
+    if args.quick:
+        args.folds, args.ways = args.folds[:1], ["", "halving"]
+        args.budget, args.finish_epochs, args.resnet_epochs = 80, 10, 4
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.catalogue
+        if args.simulate or folder is None:
+            folder = Path(temporary) / "sky"
+            num_rows = args.simulate or (1500 if args.quick else 4000)
             simulate_catalogue(folder, num_rows=num_rows, num_test_rows=0, progress=False)
-        text = ("features", "num_seen", "budget", "finish_epochs", "crop", "repeats")
-        settings: dict[str, Any] = {name: getattr(requested, name) for name in text}
+        names = ("features", "num_seen", "budget", "finish_epochs", "crop", "repeats")
+        settings: dict[str, Any] = {name: getattr(args, name) for name in names}
         settings |= {"catalogue": sha256_file(folder / "annotations.csv"), "space": SPACE}
-        result = already_done(requested.json, settings | {"train_ratio": TRAIN_RATIO})
+        result = read_results(args.json, settings | {"train_ratio": TRAIN_RATIO})
         rows, machines, own = result["rows"], result["machines"], machine()
         machines += [] if own in machines else [own]
-        if requested.crop:
-            folder = cropped(folder, requested.crop, Path(index) / "cropped")
-        for fold in requested.folds:
-            for row in lines_of_fold(folder, fold, requested, rows):
+        if args.crop:
+            folder = cropped(folder, args.crop, Path(temporary) / "cropped")
+        for fold in args.folds:
+            for row in lines_of_fold(folder, fold, args, rows):
                 rows.append({**row, "commit": commit(), "machine": machines.index(own)})
                 print(json.dumps(row), flush=True)
-                if requested.json:
-                    write_json(requested.json, result)
+                if args.json:
+                    write_json(args.json, result)
     show(rows)
 
 

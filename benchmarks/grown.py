@@ -1,8 +1,8 @@
-"""How good is the network that a search with its defaults grows, on objects it has never seen?
+"""How good is the network of a default search on unseen objects?
 
-Five folds of whole objects: each is the test set of one search with a seed of its own, whose other
-rows it splits into training and validation. With `--test CSV` the test set is that file and every
-search sees the whole catalogue, with another seed. Prints a line per search, then means and spread.
+Five folds grouped by object: each is the test set of one search with its own seed, which splits the
+other rows into training and validation. With `--test CSV` the test set is that file, and every search
+uses the whole catalogue with another seed. Prints a line per search, then means and spread.
 """
 
 import argparse
@@ -35,7 +35,7 @@ NUM_FOLDS = 5
 def split_catalogue(
     folder: Path, features: list[str], fold: int, into: Path, num_seen: int = NUM_FOLDS - 1
 ) -> tuple[Path, Path]:
-    """Write the folds that are seen, and the others, as catalogues of their own."""
+    """Write the folds of the search and the others to one catalogue each."""
     data = Space_Galaxi(folder / "annotations.csv", folder / "images", features=features)
     folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
     labels, groups = data.catalogue.labels, data.catalogue.groups
@@ -52,11 +52,11 @@ def split_catalogue(
 def grow(
     folder: Path, features: list[str], fold: int, changes: dict[str, Any], test: Path | None = None
 ) -> dict[str, Any]:
-    """Search on all folds but one and measure the network on that one, or on a test set."""
-    with tempfile.TemporaryDirectory() as index:
+    """Search on all folds except one and evaluate on it, or on a test set."""
+    with tempfile.TemporaryDirectory() as folder_of_folds:
         others, tested = folder / "annotations.csv", test
         if tested is None:
-            others, tested = split_catalogue(folder, features, fold, Path(index))
+            others, tested = split_catalogue(folder, features, fold, Path(folder_of_folds))
         began = time.monotonic()
         loaders = create_train_val_dataloaders(
             others, folder / "images", Augment(), features=features, seed=fold
@@ -67,14 +67,14 @@ def grow(
         unseen = Space_Galaxi(
             tested, folder / "images", features=features, classes=history.base_architecture.classes
         )
-        message = evaluate(model, DataLoader(unseen, 256))
-    answers = Predictions(
-        message.scores.numpy(),
-        message.labels.numpy(),
+        measured = evaluate(model, DataLoader(unseen, 256))
+    predictions = Predictions(
+        measured.scores.numpy(),
+        measured.labels.numpy(),
         unseen.catalogue.groups,
         history.base_architecture.classes,
     )
-    result = summarize_metrics(answers)
+    result = summarize_metrics(predictions)
     final = history.final_result
     return {
         "fold": fold,
@@ -82,42 +82,44 @@ def grow(
         "num_rows": result["num_rows"],
         "widths": [spec.k for spec in model.architecture.blocks],
         "params": model.num_params,
-        "kept": final.candidate.role if final else None,
+        "selected": final.candidate.role if final else None,
         "val_acc": round(final.val_acc, 4) if final else None,
         "seconds": round(seconds, 1),
         "decisions": [f"{s.decision.action}: {s.decision.reason}" for s in history.steps],
-        "finish": history.final_training.reason if history.final_training else None,
-        "stopped": history.stop_reason,
-        "scores": np.round(answers.scores, 4).tolist(),
-        "labels": answers.labels.tolist(),
+        "final_training": history.final_training.reason if history.final_training else None,
+        "stop_reason": history.stop_reason,
+        "scores": np.round(predictions.scores, 4).tolist(),
+        "labels": predictions.labels.tolist(),
     }
 
 
 def main() -> None:
-    """Read the arguments, run, print."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("catalogue", type=Path, help="folder with annotations.csv and images/")
-    parser.add_argument("--features", nargs="*", default=[], help="columns, none by default")
+    parser.add_argument(
+        "--features", nargs="*", default=[], help="feature columns, none by default"
+    )
     parser.add_argument("--folds", nargs="*", type=int, default=list(range(NUM_FOLDS)))
-    parser.add_argument("--test", type=Path, help="a test set, instead of folds of the catalogue")
-    parser.add_argument("--plain", action="store_true", help="the plain rule of greedy growth")
+    parser.add_argument("--test", type=Path, help="test set to use instead of folds")
+    parser.add_argument("--plain", action="store_true", help="plain greedy growth")
     parser.add_argument(
         "--set", nargs="*", default=[], help="settings of SearchConfig, e.g. final.epochs=20"
     )
-    parser.add_argument("--json", type=Path, help="file to keep the figures in")
-    requested = parser.parse_args()
-    changes = config_diff(PLAIN_PRESET, SearchConfig()) if requested.plain else {}
-    changes |= {word.split("=")[0]: json.loads(word.split("=", 1)[1]) for word in requested.set}
+    parser.add_argument("--json", type=Path, help="file for the results")
+    args = parser.parse_args()
+    changes = config_diff(PLAIN_PRESET, SearchConfig()) if args.plain else {}
+    changes |= {setting.split("=")[0]: json.loads(setting.split("=", 1)[1]) for setting in args.set}
     rows = []
-    for fold in requested.folds:
-        row = grow(requested.catalogue, requested.features, fold, changes, requested.test)
+    for fold in args.folds:
+        row = grow(args.catalogue, args.features, fold, changes, args.test)
         rows.append(row)
         shown = {name: value for name, value in row.items() if name not in ("scores", "labels")}
         print(json.dumps(shown), flush=True)
-        if requested.json:
+        if args.json:
             about = {"machine": platform.platform(), "torch": torch.__version__}
-            kept = {**about, "features": requested.features, "changes": changes, "rows": rows}
-            requested.json.write_text(json.dumps(kept, indent=1) + "\n")
+            record = {**about, "features": args.features, "changes": changes, "rows": rows}
+            args.json.write_text(json.dumps(record, indent=1) + "\n")
     for name in (*METRICS, "params", "seconds"):
         values = [row[name] for row in rows]
         spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")

@@ -1,9 +1,9 @@
-"""The loop that a good user would write today, as the measure of ours.
+"""Reference: the training loop that an experienced PyTorch user would write.
 
 A dataset that opens each image with PIL and augments it with torchvision's transforms, a DataLoader
-with workers, a network in float32 as the architecture is written down (convolution, BatchNorm, ReLU,
-dropout, pooling), AdamW with a one-cycle rate, and a validation after each epoch. Same architecture,
-same first weights, same rows in the same order as ours.
+with workers, a network in float32 with layers in the order of the architecture (convolution, BatchNorm,
+ReLU, dropout, pooling), AdamW with a one-cycle learning rate, and validation after each epoch.
+Architecture, initial weights, rows and their order are the same as ours.
 """
 
 import sys
@@ -42,10 +42,8 @@ class PlainDataset(Dataset[tuple[Tensor, int, Tensor]]):
             steps += [
                 v2.RandomHorizontalFlip(),
                 v2.RandomVerticalFlip(),
-                v2.RandomChoice(
-                    [v2.RandomRotation((backtrack, backtrack)) for backtrack in (0, 90, 180, 270)]
-                ),
-                # half the time of RandomAffine, and at the border the same as ours
+                v2.RandomChoice([v2.RandomRotation((angle, angle)) for angle in (0, 90, 180, 270)]),
+                # takes half the time of RandomAffine, and treats the border as ours does
                 v2.RandomCrop((height, width), augment.shift, padding_mode="reflect"),
             ]
         self.transform = v2.Compose(steps)
@@ -60,7 +58,7 @@ class PlainDataset(Dataset[tuple[Tensor, int, Tensor]]):
 
 
 class PlainBlocks(nn.Module):
-    """The blocks as they are written down: the maximum is taken last."""
+    """Layers in the order of the architecture: pooling last."""
 
     def __init__(self, block: nn.Sequential) -> None:
         super().__init__()
@@ -71,7 +69,7 @@ class PlainBlocks(nn.Module):
 
 
 class ReferenceLoop:
-    """Trains and measures a network, an epoch at a time."""
+    """Trains and validates a network, one epoch at a time."""
 
     def __init__(
         self,
@@ -87,9 +85,9 @@ class ReferenceLoop:
         self.plan, self.epoch = plan, 0
         train, val = loaders
         self.sampler = EpochSampler(len(train.dataset), train.sampler.seed)  # type: ignore
-        many: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+        options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         if workers and sys.platform == "linux":
-            many["multiprocessing_context"] = "fork"  # also in a process that was spawned itself
+            options["multiprocessing_context"] = "fork"  # even in a spawned process
         on_gpu = self.device.type == "cuda"
         self.train_loader = DataLoader(
             PlainDataset(train.dataset, train.dataset.transform),  # type: ignore
@@ -97,15 +95,17 @@ class ReferenceLoop:
             sampler=self.sampler,
             drop_last=train.drop_last,
             pin_memory=on_gpu,
-            **many,
+            **options,
         )
         self.val_loader = DataLoader(
             PlainDataset(val.dataset, None),  # type: ignore
             train.batch_size,
             pin_memory=on_gpu,
-            **many,
+            **options,
         )
-        self.train_loader.dataset[0]  # torchvision imports much at first use: once, not per worker
+        self.train_loader.dataset[
+            0
+        ]  # torchvision imports much on first use: do it once, not in each worker
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), plan.lr, weight_decay=plan.weight_decay
         )
@@ -114,16 +114,16 @@ class ReferenceLoop:
         )
 
     def run_epoch(self) -> float:
-        """Train one epoch and measure; the accuracy on the validation rows."""
+        """Train one epoch; returns the validation accuracy."""
         self.sampler.epoch = self.epoch
         self.epoch += 1
         for batch in self.train_loader:
             self.take_step(batch)
-        message = [self.count_right(batch) for batch in self.val_loader]
-        return sum(message) / len(self.val_loader.dataset)  # type: ignore[arg-type]
+        num_correct = sum(self.count_correct(batch) for batch in self.val_loader)
+        return num_correct / len(self.val_loader.dataset)  # type: ignore[arg-type]
 
     def take_step(self, batch: Any) -> float:
-        """Learn from a batch; its mean loss."""
+        """Train on a batch; returns its mean loss."""
         self.model.train()
         images, labels, features = (part.to(self.device) for part in batch)
         loss = functional.cross_entropy(
@@ -135,17 +135,17 @@ class ReferenceLoop:
         self.schedule.step()
         return loss.item()
 
-    def count_right(self, batch: Any) -> int:
-        """Rows of a batch whose class is named rightly."""
+    def count_correct(self, batch: Any) -> int:
+        """Number of correct predictions in a batch."""
         self.model.eval()
         images, labels, features = (part.to(self.device) for part in batch)
         with torch.no_grad():
-            message = self.model(images, features).argmax(dim=1)
-        return int((message == labels).sum().item())
+            predicted = self.model(images, features).argmax(dim=1)
+        return int((predicted == labels).sum().item())
 
 
 def as_colour(source: Path, into: Path, num_rows: int, side: int) -> Path:
-    """A catalogue of colour images of another size, made of the first rows of a grey one."""
+    """Write a catalogue of resized colour images from the first rows of a grey one."""
     (into / "images").mkdir(parents=True)
     lines = (source / "annotations.csv").read_text(encoding="utf-8").splitlines()[: num_rows + 1]
     for line in lines[1:]:

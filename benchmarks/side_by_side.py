@@ -1,4 +1,4 @@
-"""Two ways of doing the same, timed in turn in one process tree: A B A B."""
+"""Time two implementations of the same task in alternation, A B A B, and print a table."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: medians in seconds, and how many times faster ours is."""
+    """A row of a table: median seconds of ours and of the reference."""
 
     name: str
     ours_s: float
@@ -31,7 +31,7 @@ class Row:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that some work takes; on a GPU until it has nothing left to do."""
+    """Seconds that a call takes; waits for the GPU to finish."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -44,22 +44,22 @@ def timed(work: Callable[[], object]) -> float:
 def compare(
     name: str, ours: Callable[[], object], reference: Callable[[], object], rounds: int = 5
 ) -> Row:
-    """Medians of both, taken in turn after one round that does not count."""
+    """Medians of both, measured in alternation after one warm-up round."""
     ours(), reference()
     pairs = [(timed(ours), timed(reference)) for _ in range(rounds)]
     return Row(name, *(statistics.median(side) for side in zip(*pairs, strict=True)))
 
 
-def own_process(begin: Callable[..., None], *given: Any) -> ProcessPoolExecutor:
-    """A fresh process that begins with a call and then does what it is given, one at a time.
+def own_process(initializer: Callable[..., None], *args: Any) -> ProcessPoolExecutor:
+    """A new process that runs an initializer and then one task at a time.
 
-    What one side asks of the C library holds for its whole process, and must not serve the other.
+    Settings of the C library apply to a whole process, so each side needs its own.
     """
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin, given)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer, args)
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures come from."""
+    """Machine and versions of a measurement."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "system": platform.platform(),
@@ -80,22 +80,22 @@ def _cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that is measured."""
-    requested = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(requested, capture_output=True, text=True)
+    """Commit of the checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() or None
 
 
 def parse(description: str | None, rounds: int = 5, **options: Any) -> argparse.Namespace:
-    """The arguments that every benchmark has, and some of its own.
+    """Parse the options of all benchmarks and those of one, given as name=default.
 
-    An option is name=default. False makes a switch, a tuple gives the choices, the first by default;
-    no rounds, no --rounds.
+    A default of False makes a switch, a tuple lists the choices and starts with the default;
+    `rounds=0` omits --rounds.
     """
     parser = argparse.ArgumentParser(description=description)
     if rounds:
-        parser.add_argument("--rounds", type=int, default=rounds, help="pairs that count")
-    parser.add_argument("--json", type=Path, help="file to keep the figures in")
+        parser.add_argument("--rounds", type=int, default=rounds, help="number of measured pairs")
+    parser.add_argument("--json", type=Path, help="file for the results")
     for name, default in options.items():
         flag = f"--{name.replace('_', '-')}"
         if default is False:
@@ -108,7 +108,7 @@ def parse(description: str | None, rounds: int = 5, **options: Any) -> argparse.
 
 
 def show(rows: list[Row], path: Path | None = None, note: str = "") -> None:
-    """Print the table and keep it, with what a reader must know of it."""
+    """Print the table with a note, and write it to a file."""
     width = max(len(row.name) for row in rows)
     print(f"{'':{width}}         ours    reference   ratio")
     for row in rows:
@@ -118,7 +118,7 @@ def show(rows: list[Row], path: Path | None = None, note: str = "") -> None:
     if note:
         print(note)
     if path is not None:
-        kept = [{**asdict(row), "ratio": round(row.ratio, 3)} for row in rows]
+        records = [{**asdict(row), "ratio": round(row.ratio, 3)} for row in rows]
         about = {"machine": machine(), "commit": commit(), **({"note": note} if note else {})}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**about, "rows": kept}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({**about, "rows": records}, indent=1) + "\n", encoding="utf-8")

@@ -2,11 +2,11 @@
 
     python benchmarks/simulated_against_real.py REAL [--simulated data/sample] [--json FILE]
 
-REAL is a folder with annotations.csv and images/, in the layout of data/sample. Both skies get
-the same treatment: statistics of each image's profile, and the redshift columns, go to gradient
-boosting (scikit-learn), in a five-fold cross-validation that keeps all rows of an object on one
-side; rows are of one object if their image files have the same content. Printed are the mean
-accuracy over the repeats, with the deviation between them, and quantiles of what was measured.
+REAL is a folder with annotations.csv and images/, in the layout of data/sample. On both skies, gradient
+boosting (scikit-learn) is trained on statistics of each image's profile and on the redshift columns, in
+five-fold cross-validation grouped by object; rows show one object if their image files have the same
+content. Prints the mean accuracy over the repeats with its standard deviation, and quantiles of the
+statistics.
 """
 
 import argparse
@@ -33,11 +33,11 @@ REPEATS = 3
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Table, images (rows, height, width) undone to a linear scale of 0 to 1, object of each row."""
+    """Table, images (rows, height, width) on a linear scale from 0 to 1, object of each row."""
     table = pd.read_csv(folder / "annotations.csv", dtype={"id": "string", "subclass": "string"})
     files = [(folder / "images" / f"{name}.jpg").read_bytes() for name in table.id]
     images = np.stack([np.asarray(Image.open(folder / "images" / f"{n}.jpg")) for n in table.id])
-    linear = np.sinh(images / 255 * np.arcsinh(10)) / 10  # the stretch, backwards
+    linear = np.sinh(images / 255 * np.arcsinh(10)) / 10  # inverse of the stretch
     digests = [hashlib.sha256(content).hexdigest() for content in files]
     return table, linear, np.unique(digests, return_inverse=True)[1]
 
@@ -57,7 +57,7 @@ def moments(light: np.ndarray, x: np.ndarray, y: np.ndarray) -> dict[str, np.nda
 
 
 def profile_statistics(images: np.ndarray) -> pd.DataFrame:
-    """What one would measure of each image without looking at it."""
+    """Statistics of the radial profile of each image."""
     background = np.median(images, (1, 2))
     light = images - background[:, None, None]
     noise = 1.4826 * np.median(abs(light), (1, 2)) + 1e-3
@@ -91,7 +91,7 @@ def profile_statistics(images: np.ndarray) -> pd.DataFrame:
 def accuracy(
     features: pd.DataFrame, classes: np.ndarray, groups: np.ndarray
 ) -> tuple[float, float]:
-    """Mean and deviation of the cross-validated accuracy."""
+    """Mean and standard deviation of the cross-validated accuracy."""
     scores = []
     for seed in range(REPEATS):
         model = HistGradientBoostingClassifier(
@@ -99,13 +99,13 @@ def accuracy(
             l2_regularization=1, random_state=seed,
         )  # fmt: skip
         folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
-        guess = cross_val_predict(model, features, classes, groups=groups, cv=folds)
-        scores.append(float((guess == classes).mean()))
+        predicted = cross_val_predict(model, features, classes, groups=groups, cv=folds)
+        scores.append(float((predicted == classes).mean()))
     return float(np.mean(scores)), float(np.std(scores))
 
 
 def measure(folder: Path) -> dict[str, dict]:
-    """All numbers of one sky."""
+    """All results of one sky."""
     table, images, groups = read(folder)
     classes = table["class"].to_numpy(dtype=str)
     statistics = profile_statistics(images)
@@ -137,17 +137,17 @@ def measure(folder: Path) -> dict[str, dict]:
         },
         "accuracy": {name: accuracy(x, classes, g) for name, (x, g) in tasks.items()},
         "quantiles": {
-            f"{statistic} of {kind}": [
-                float(quantiles.loc[(kind, q), statistic]) for q in (0.16, 0.5, 0.84)
+            f"{statistic} of {label}": [
+                float(quantiles.loc[(label, q), statistic]) for q in (0.16, 0.5, 0.84)
             ]
             for statistic in SHOWN
-            for kind in np.unique(classes)
+            for label in np.unique(classes)
         },
     }
 
 
 def show(value: object) -> str:
-    """A number, an accuracy with its deviation, or three quantiles."""
+    """Format a number, an accuracy with its deviation, or three quantiles."""
     if isinstance(value, tuple):
         return "{:.3f} ± {:.3f}".format(*value)
     if isinstance(value, list):
@@ -156,21 +156,21 @@ def show(value: object) -> str:
 
 
 def main() -> None:
-    """Measure both skies and print them side by side."""
+    """Measure both skies and print the results side by side."""
     root = Path(__file__).resolve().parents[1]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("real", type=Path, help="folder with annotations.csv and images/")
     parser.add_argument("--simulated", type=Path, default=root / "data" / "sample")
-    parser.add_argument("--json", type=Path, help="where the numbers are kept")
-    requested = parser.parse_args()
-    skies = {"real": measure(requested.real), "simulated": measure(requested.simulated)}
+    parser.add_argument("--json", type=Path, help="file for the results")
+    args = parser.parse_args()
+    skies = {"real": measure(args.real), "simulated": measure(args.simulated)}
     print(f"{'':45} {'real':>20} {'simulated':>20}")
     for part, numbers in skies["real"].items():
         print(f"-- {part}")
         for name, value in numbers.items():
             other = skies["simulated"][part].get(name, "-")
             print(f"{name:45} {show(value):>20} {show(other):>20}")
-    if requested.json:
+    if args.json:
         git = ["git", "-C", str(root), "rev-parse", "HEAD"]
         about = {
             "commit": subprocess.run(
@@ -180,7 +180,7 @@ def main() -> None:
             "versions": {"python": platform.python_version(), "scikit-learn": sklearn.__version__},
             "seeds": list(range(REPEATS)),
         }
-        requested.json.write_text(json.dumps({**about, **skies}, indent=2) + "\n")
+        args.json.write_text(json.dumps({**about, **skies}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
