@@ -43,7 +43,7 @@ def ids_in(path: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Path]:
     """A catalogue and a finished run on it, without a test set."""
     folder = tmp_path_factory.mktemp("evaluation")
     tiny, run = write_tiny(folder / "tiny"), folder / "run"
@@ -56,7 +56,7 @@ def refused(trained: tuple[Tiny, Path], capsys: pytest.CaptureFixture[str], tmp_
     """Evaluate what cannot be evaluated, and return the error message."""
 
     def evaluate(tiny: Tiny, run: Path = trained[1], *args: str) -> str:
-        out = tmp_path / "figures.json"
+        out = tmp_path / "metrics.json"
         assert main(["evaluate", f"run.dir={run}", *tiny.words(), f"out={out}", *args]) == 2
         message = capsys.readouterr().err
         assert message.count("\n") == 1
@@ -66,19 +66,19 @@ def refused(trained: tuple[Tiny, Path], capsys: pytest.CaptureFixture[str], tmp_
     return evaluate
 
 
-def test_the_figures_are_written_where_they_are_asked_for(
+def test_the_metrics_are_written_to_the_given_file(
     trained: tuple[Tiny, Path], tmp_path: Path
 ) -> None:
     tiny, run = trained
-    out = tmp_path / "figures.json"
+    out = tmp_path / "metrics.json"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["evaluate", f"run.dir={run}", *tiny.words(), f"out={out}"]) == 0
-    figures = json.loads(out.read_text())
-    assert set(figures) >= KEYS
-    assert figures["num_rows"] == 60
-    assert figures["num_overlapping"] == 60  # the very rows it was trained on
-    counts = figures["confusion"]["counts"]
-    assert sum(counts[n][n] for n in range(3)) / 60 == pytest.approx(figures["accuracy"])
+    metrics = json.loads(out.read_text())
+    assert set(metrics) >= KEYS
+    assert metrics["num_rows"] == 60
+    assert metrics["num_overlapping"] == 60  # it was trained on these rows
+    counts = metrics["confusion"]["counts"]
+    assert sum(counts[n][n] for n in range(3)) / 60 == pytest.approx(metrics["accuracy"])
     changed = {path for path in run.rglob("*") if path.is_file()} - set(before)
     assert {path.name for path in changed} <= {"test_access.jsonl"}
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -86,9 +86,7 @@ def test_the_figures_are_written_where_they_are_asked_for(
 
 @pytest.mark.parametrize("features", ["[]", "[z,z_err]"])
 @pytest.mark.parametrize("skipped", [0, 3])
-def test_no_row_of_the_share_set_aside_is_trained_on(
-    tmp_path: Path, features: str, skipped: int
-) -> None:
+def test_no_held_out_row_is_trained_on(tmp_path: Path, features: str, skipped: int) -> None:
     tiny = write_tiny(tmp_path / "tiny", num_rows=90)
     for row in range(skipped):
         tiny.change(7 * row, "z", "nan")
@@ -107,7 +105,7 @@ def test_no_row_of_the_share_set_aside_is_trained_on(
     assert (record["num_evaluations"], record["num_overlapping"]) == (1, 0)
 
 
-def test_images_are_decoded_once_where_a_share_is_set_aside(
+def test_images_are_decoded_once_with_a_held_out_share(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_images, num_images = dataset.load_images, []
@@ -122,17 +120,17 @@ def test_images_are_decoded_once_where_a_share_is_set_aside(
     assert num_images == [60, 12]  # the whole catalogue, and its test rows at the end
 
 
-def test_every_opening_is_written_down(trained: tuple[Tiny, Path], tmp_path: Path) -> None:
+def test_every_evaluation_is_logged(trained: tuple[Tiny, Path], tmp_path: Path) -> None:
     tiny, run = trained
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     (copy / "test_access.jsonl").unlink(missing_ok=True)
-    for opening in (1, 2):
+    for number in (1, 2):
         assert main(["evaluate", f"run.dir={copy}", *tiny.words()]) == 0
-        assert json.loads((copy / "evaluation.json").read_text())["num_evaluations"] == opening
+        assert json.loads((copy / "evaluation.json").read_text())["num_evaluations"] == number
     lines = (copy / "test_access.jsonl").read_text().splitlines()
     assert [json.loads(line)["num_rows"] for line in lines] == [60, 60]
-    assert "choose nothing" not in (copy / "report.html").read_text()
+    assert "evaluation number 2 of this catalogue" in (copy / "report.html").read_text()
 
 
 def test_a_test_set_that_cannot_be_used_is_refused_before_the_search(
@@ -181,15 +179,15 @@ def test_a_run_without_a_model(tiny: Tiny, tmp_path: Path, refused) -> None:
     assert "no model.json" in refused(tiny, tmp_path)
 
 
-def test_a_place_that_cannot_be_written_to(
+def test_a_file_that_cannot_be_written(
     trained: tuple[Tiny, Path], tiny: Tiny, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    out = tmp_path / "absent" / "figures.json"
+    out = tmp_path / "absent" / "metrics.json"
     assert main(["evaluate", f"run.dir={trained[1]}", *tiny.words(), f"out={out}"]) == 2
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_shares_of_classes_that_do_not_fit(tiny: Tiny, refused, trained: tuple[Tiny, Path]) -> None:
+def test_invalid_class_fractions(tiny: Tiny, refused, trained: tuple[Tiny, Path]) -> None:
     assert "fractions give each class" in refused(
         tiny, trained[1], "evaluate.fractions={STAR: 1.0}"
     )

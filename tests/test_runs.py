@@ -73,12 +73,12 @@ def run_signalled(at: int, signals: Sequence[str], *args: str) -> subprocess.Com
         "import os, signal, sys\n"
         "import space_warps.training.loop as loop\n"
         "from space_warps.cli.main import main\n"
-        "step, calls = loop.scheduled_step, []\n"
+        "step, calls = loop.train_step, []\n"
         "def signalled(*args):\n"
         "    calls.append(1)\n"
         f"    if len(calls) == {at}:\n{kills}"
         "    return step(*args)\n"
-        "loop.scheduled_step = signalled\n"
+        "loop.train_step = signalled\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -425,9 +425,9 @@ def test_a_resume_writes_missing_reports_and_evaluations(
     (run / "evaluation.json").unlink()
     assert resume(run) == 0
     assert "<h2>Test set</h2>" in (run / "report.html").read_text()
-    opened = (run / "test_access.jsonl").read_text().count("\n")
+    num_logged = (run / "test_access.jsonl").read_text().count("\n")
     assert resume(run) == 0, "everything is done"
-    assert (run / "test_access.jsonl").read_text().count("\n") == opened == 2
+    assert (run / "test_access.jsonl").read_text().count("\n") == num_logged == 2
 
 
 def test_whole_numbers_for_float_settings(tiny: Tiny, tmp_path: Path) -> None:
