@@ -32,14 +32,14 @@ from space_warps.search.step import propose_candidates
 from space_warps.training.config import TrainConfig
 from space_warps.training.loop import evaluate, train
 
-ASKED: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "max_layers": 3,
     "k_candidates": (4, 8),
     "epochs_per_eval": 2,
     "lr": 0.02,
 }
-QUICK = SearchConfig(**ASKED, final=FinalConfig(epochs=2))
-GREEDY = replace(PLAIN_PRESET, **ASKED)
+QUICK = SearchConfig(**SETTINGS, final=FinalConfig(epochs=2))
+GREEDY = replace(PLAIN_PRESET, **SETTINGS)
 UNFINISHED = with_overrides(QUICK, {"final.enabled": False})
 
 
@@ -51,11 +51,11 @@ def runner(tiny: Tiny) -> LocalRunner:
     return LocalRunner(*loaders, device="cpu")
 
 
-class Graded:
-    """Trains as another runner does, but gives the candidates of some depths other marks."""
+class WithScores:
+    """Trains as another runner does, but replaces the metrics of candidates at some steps."""
 
-    def __init__(self, runner: LocalRunner, marks: dict[int, tuple[float, float]]) -> None:
-        self.runner, self.marks = runner, marks
+    def __init__(self, runner: LocalRunner, scores: dict[int, tuple[float, float]]) -> None:
+        self.runner, self.scores = runner, scores
         self.base_model, self.val_rows, self.device = (
             runner.base_model,
             runner.val_rows,
@@ -67,9 +67,9 @@ class Graded:
         for trained in self.runner.train(*args):
             result = trained.result
             assert result is not None
-            mark = self.marks.get(result.candidate.step)
-            if mark is not None and result.candidate.role == "candidate":
-                result = replace(result, val_acc=mark[0], val_loss=mark[1])
+            score = self.scores.get(result.candidate.step)
+            if score is not None and result.candidate.role == "candidate":
+                result = replace(result, val_acc=score[0], val_loss=score[1])
             yield replace(trained, result=result)
 
 
@@ -77,8 +77,8 @@ GOOD, FAIR, BAD = (1.0, 1e-6), (0.5, 1.0), (0.0, 9.0)  # accuracy, log-loss
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one_cycle"])
-def test_best_weights_are_no_alias_of_live_ones(runner: LocalRunner, schedule: str) -> None:
-    """Whatever becomes of the network after the epoch that counts, its weights stay as they were."""
+def test_best_weights_are_copies(runner: LocalRunner, schedule: str) -> None:
+    """Later epochs do not change the weights of the best one."""
     model = runner.base_model.build()
     model.grow(BlockSpec(k=4))
     plan = TrainConfig(epochs=4, lr=0.5, schedule=schedule)
@@ -92,18 +92,18 @@ def test_best_weights_are_no_alias_of_live_ones(runner: LocalRunner, schedule: s
     assert evaluate(model, runner.val_loader).accuracy == result.best.val_acc
 
 
-@pytest.mark.parametrize("compare", ["loss", "accuracy"])
-def test_the_kept_epoch_is_the_best_by_what_the_search_compares(
-    runner: LocalRunner, compare: str
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_the_best_epoch_is_selected_by_the_metric_of_the_search(
+    runner: LocalRunner, metric: str
 ) -> None:
-    """At a constant rate the epoch of the lowest loss need not be that of the highest accuracy."""
+    """At a constant learning rate the epoch of the lowest loss may differ from that of the highest accuracy."""
     config = SearchConfig(
         max_layers=2,
         k_candidates=(4, 8, 12),
         epochs_per_eval=6,
         lr=0.03,
         training=TrainingConfig(schedule="constant"),
-        selection=SelectionConfig(metric=compare),
+        selection=SelectionConfig(metric=metric),
         final=FinalConfig(enabled=False),
     )
     _, history = search(config, runner)
@@ -115,13 +115,13 @@ def test_the_kept_epoch_is_the_best_by_what_the_search_compares(
             "loss": 1 + losses.index(min(losses)),
             "accuracy": 1 + accuracies.index(max(accuracies)),
         }
-        assert result.best_epoch == best[compare]
+        assert result.best_epoch == best[metric]
         differs.append(best["loss"] != best["accuracy"])
     assert any(differs)
 
 
 @pytest.mark.parametrize(
-    ("config", "marks", "kinds", "num_layers"),
+    ("config", "scores", "actions", "num_layers"),
     [
         (GREEDY, {2: BAD}, ["accept", "reject"], 1),
         (GREEDY, {2: GOOD, 3: BAD}, ["accept", "accept", "reject"], 2),
@@ -131,34 +131,36 @@ def test_the_kept_epoch_is_the_best_by_what_the_search_compares(
         (UNFINISHED, {2: BAD, 3: BAD}, ["accept", "hold", "reject"], 1),
     ],
 )
-def test_a_block_that_brought_no_gain_is_not_in_the_model(
+def test_blocks_without_improvement_are_not_in_the_model(
     runner: LocalRunner,
     config: SearchConfig,
-    marks: dict[int, tuple[float, float]],
-    kinds: list[str],
+    scores: dict[int, tuple[float, float]],
+    actions: list[str],
     num_layers: int,
 ) -> None:
-    """Neither one that was rejected nor one that was held and did not pay later."""
-    model, history = search(config, Graded(runner, {1: FAIR, **marks}))
-    assert [step.decision.action for step in history.steps] == kinds
-    assert [step.selected is None for step in history.steps] == [kind == "reject" for kind in kinds]
+    """Neither a rejected one, nor a held one if no later step improves."""
+    model, history = search(config, WithScores(runner, {1: FAIR, **scores}))
+    assert [step.decision.action for step in history.steps] == actions
+    assert [step.selected is None for step in history.steps] == [
+        action == "reject" for action in actions
+    ]
     assert model.num_layers == len(history.accepted) == num_layers
     assert model.architecture.blocks == history.accepted[-1].candidate.blocks
     assert model.head.in_features == 3 * model.architecture.blocks[-1].k + 32
 
 
 def test_each_accepted_block_of_the_plain_rule_raises_the_accuracy(runner: LocalRunner) -> None:
-    half = {1: (0.5, 9.0), 2: (0.75, 9.0), 3: (0.75, 1e-6)}  # at depth 3 only the loss is better
-    _, history = search(GREEDY, Graded(runner, half))
+    half = {1: (0.5, 9.0), 2: (0.75, 9.0), 3: (0.75, 1e-6)}  # at step 3 only the loss is better
+    _, history = search(GREEDY, WithScores(runner, half))
     assert [result.val_acc for result in history.accepted] == [0.5, 0.75]
     assert [step.decision.action for step in history.steps] == ["accept", "accept", "reject"]
-    _, history = search(UNFINISHED, Graded(runner, half))
-    assert history.steps[2].decision.action == "accept", "by loss it would have paid"
+    _, history = search(UNFINISHED, WithScores(runner, half))
+    assert history.steps[2].decision.action == "accept", "the loss has improved"
 
 
 @pytest.mark.parametrize("config", [QUICK, UNFINISHED, GREEDY])
 def test_accepted_blocks_do_not_drift(runner: LocalRunner, config: SearchConfig) -> None:
-    """What was measured when a network was taken is there, bit for bit, at the end."""
+    """The weights of an accepted network are returned bit for bit."""
     best: dict[str, SavedModel] = {}
 
     def keep(event: Event) -> None:
@@ -195,14 +197,14 @@ def test_input_channels_are_recorded_as_they_are(
 
 
 @pytest.mark.parametrize("max_layers", [1, 2])
-def test_max_layers_is_kept(runner: LocalRunner, max_layers: int) -> None:
-    """Although every block pays."""
-    model, history = search(replace(QUICK, max_layers=max_layers), Graded(runner, {2: GOOD}))
+def test_max_layers_limits_the_blocks(runner: LocalRunner, max_layers: int) -> None:
+    """Although every block improves."""
+    model, history = search(replace(QUICK, max_layers=max_layers), WithScores(runner, {2: GOOD}))
     assert model.num_layers == len(history.steps) == max_layers
     assert history.stop_reason == f"max_layers={max_layers} reached"
 
 
-def test_the_bias_is_carried_by_the_warm_start(runner: LocalRunner) -> None:
+def test_warm_start_copies_the_bias(runner: LocalRunner) -> None:
     begun = SearchHistory(QUICK, runner.base_model.architecture, runner.num_train, runner.num_val)
     narrow = replace(
         propose_candidates(begun, [TrainedCandidate(runner.base_model)])[1], init_noise=0.0
@@ -262,7 +264,7 @@ def test_no_object_is_on_both_sides(sample: Catalogue) -> None:
 
 
 def test_a_random_split_would_have_put_them_there(sample: Catalogue) -> None:
-    """The test above can fail: rows shuffled by themselves share objects."""
+    """Shows that the test above can fail: shuffled rows share objects."""
     groups = create_train_val_dataloaders(*sample)[0].dataset.catalogue.groups
     shuffled = np.random.default_rng(0).permutation(groups)
     assert set(shuffled[: len(shuffled) * 9 // 10]) & set(shuffled[len(shuffled) * 9 // 10 :])
@@ -271,21 +273,21 @@ def test_a_random_split_would_have_put_them_there(sample: Catalogue) -> None:
 def test_paths_are_where_the_caller_says(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From another folder, with relative paths, nothing is read or written elsewhere."""
+    """With relative paths, nothing is read or written elsewhere."""
     monkeypatch.chdir(tiny.csv_path.parent)
     before = sorted(tmp_path.rglob("*"))
     create_train_val_dataloaders("annotations.csv", "images")
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("finish_epochs", [0, 2])
-def test_the_reported_accuracy_is_of_the_returned_model(tiny: Tiny, finish_epochs: int) -> None:
+@pytest.mark.parametrize("final_epochs", [0, 2])
+def test_the_reported_accuracy_is_of_the_returned_model(tiny: Tiny, final_epochs: int) -> None:
     loaders = create_train_val_dataloaders(*tiny, Augment(), train_ratio=0.7)
-    text: list[SearchHistory] = []
+    histories: list[SearchHistory] = []
 
     def keep(event: Event) -> None:
         if isinstance(event, SearchEnded):
-            text.append(event.history)
+            histories.append(event.history)
 
     model, layers = progressive_architecture_search(
         *loaders,
@@ -293,23 +295,23 @@ def test_the_reported_accuracy_is_of_the_returned_model(tiny: Tiny, finish_epoch
         k_candidates=[4, 8],
         epochs_per_eval=2,
         device="cpu",
-        final_epochs=finish_epochs,
+        final_epochs=final_epochs,
         observers=[keep],
     )
     assert isinstance(model, ProgressiveModel)
-    (history,) = text
-    reported = history.final_training.selected if finish_epochs else history.accepted[-1]
+    (history,) = histories
+    reported = history.final_training.selected if final_epochs else history.accepted[-1]
     assert reported is not None and reported is history.final_result
     measured = evaluate(model, loaders[1])
     assert measured.accuracy == reported.val_acc
     assert measured.loss == pytest.approx(reported.val_loss, rel=1e-5)
     assert layers == history.layers()
     assert layers[-1]["num_params"] == reported.num_params == model.num_params
-    if not finish_epochs:
+    if not final_epochs:
         assert history.final_training is None and measured.accuracy == layers[-1]["val_acc"]
 
 
-def test_a_history_says_what_its_model_is(runner: LocalRunner) -> None:
+def test_a_history_describes_its_model(runner: LocalRunner) -> None:
     model, history = search(replace(QUICK, max_layers=2), runner)
     assert isinstance(history, SearchHistory)
     assert [layer["k"] for layer in history.layers()] == [b.k for b in model.architecture.blocks]

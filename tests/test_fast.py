@@ -1,4 +1,4 @@
-"""What makes training fast leaves its results alone, and a run says how it was computed."""
+"""What makes training fast does not change its results, and a run records how it was computed."""
 
 import json
 import os
@@ -36,18 +36,18 @@ def environment(run: Path) -> dict[str, Any]:
     return result
 
 
-def test_workers_grow_the_same_network(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
-    alone = grow(tiny, tmp_path / "alone", *QUICK)
-    beside = grow(tiny, tmp_path / "beside", *QUICK, "search.workers=2")
-    assert beside["model_sha256"] == alone["model_sha256"]
-    assert read_history(tmp_path / "beside").steps == read_history(tmp_path / "alone").steps
-    assert environment(tmp_path / "beside")["threads"] == 1
+def test_workers_give_the_same_network(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
+    local = grow(tiny, tmp_path / "local", *QUICK)
+    parallel = grow(tiny, tmp_path / "parallel", *QUICK, "search.workers=2")
+    assert parallel["model_sha256"] == local["model_sha256"]
+    assert read_history(tmp_path / "parallel").steps == read_history(tmp_path / "local").steps
+    assert environment(tmp_path / "parallel")["threads"] == 1
 
 
-def command(*words: str) -> subprocess.Popen[str]:
-    """The command in a process group of its own, with two threads to share out."""
+def command(*args: str) -> subprocess.Popen[str]:
+    """Start the command in its own process group, with two threads for the workers."""
     return subprocess.Popen(
-        [sys.executable, "-m", "space_warps.cli.main", *words],
+        [sys.executable, "-m", "space_warps.cli.main", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,7 +59,7 @@ def command(*words: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("event", "number"), [("step_started", signal.SIGTERM), ("epoch_ended", signal.SIGINT)]
 )
-def test_workers_are_stopped_and_go_on(
+def test_workers_are_interrupted_and_resume(
     tiny: Tiny, tmp_path: Path, one_thread: None, event: str, number: signal.Signals
 ) -> None:
     whole, run = grow(tiny, tmp_path / "whole", *QUICK), tmp_path / "run"
@@ -73,20 +73,20 @@ def test_workers_are_stopped_and_go_on(
     _, message = searching.communicate(timeout=120)
     assert searching.returncode == 128 + number, message
     assert "killed by signal" not in events.read_text(encoding="utf-8")
-    going_on = command("search", f"run.dir={run}", "run.resume=true")
-    _, message = going_on.communicate(timeout=300)
-    assert going_on.returncode == 0, message
+    resumed = command("search", f"run.dir={run}", "run.resume=true")
+    _, message = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, message
     summary = json.loads((run / "progressive_summary.json").read_text())
     assert summary["model_sha256"] == whole["model_sha256"]
 
 
-def test_a_run_says_threads_and_precision(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
+def test_a_run_records_threads_and_precision(tiny: Tiny, tmp_path: Path, one_thread: None) -> None:
     grow(tiny, tmp_path / "run", *QUICK, "search.precision=bfloat16", "search.final.enabled=false")
     message = environment(tmp_path / "run")
     assert (message["threads"], message["precision"], message["capture"]) == (1, "bfloat16", False)
 
 
-def test_another_precision_is_not_gone_on_with(
+def test_a_run_is_not_resumed_with_another_precision(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -95,28 +95,30 @@ def test_another_precision_is_not_gone_on_with(
     assert "precision was float32 and is bfloat16" in capsys.readouterr().err
 
 
-def test_the_maximum_taken_first_trains_the_same_network(tiny: Tiny) -> None:
+def test_maximum_before_normalization_trains_the_same_network(tiny: Tiny) -> None:
     loaders = create_train_val_dataloaders(tiny.csv_path, tiny.img_dir_path)
     runner = LocalRunner(*loaders, device="cpu", precision="float32")
     (spec,) = SearchConfig(k_candidates=(8,)).specs_at(1)
     architecture = runner.base_model.architecture.with_block(spec)
 
-    def trained(as_written: bool) -> Any:
+    def trained(in_written_order: bool) -> Any:
         torch.manual_seed(0)
         model = type(runner.base_model.build())(architecture)
-        if as_written:
+        if in_written_order:
             model.blocks = nn.ModuleList(nn.Sequential(*block) for block in model.blocks)
         return train(model, *loaders, TrainConfig(epochs=3))
 
-    ours, plain = trained(False), trained(True)
-    torch.testing.assert_close(ours.scores, plain.scores, rtol=1e-2, atol=5e-3)
-    for (name, weights), other in zip(ours.weights.items(), plain.weights.values(), strict=True):
-        if not name.endswith(("conv.bias", "running_mean")):  # normalisation takes them away again
+    fused, plain = trained(False), trained(True)
+    torch.testing.assert_close(fused.scores, plain.scores, rtol=1e-2, atol=5e-3)
+    for (name, weights), other in zip(
+        fused.state_dict.items(), plain.state_dict.values(), strict=True
+    ):
+        if not name.endswith(("conv.bias", "running_mean")):  # normalization cancels them
             torch.testing.assert_close(weights, other, rtol=1e-2, atol=5e-3)
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("argument", "message"),
     [
         ("search.workers=0", "at least 1; got 0"),
         ("search.precision=half", "precision is one of auto, float32, bfloat16; got 'half'"),
@@ -125,9 +127,9 @@ def test_the_maximum_taken_first_trains_the_same_network(tiny: Tiny) -> None:
     ],
 )
 def test_wrong_settings(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, message: str
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], argument: str, message: str
 ) -> None:
-    args = ["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", "search.device=cpu", word]
+    args = ["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", "search.device=cpu", argument]
     assert main(args) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

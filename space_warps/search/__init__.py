@@ -1,4 +1,4 @@
-"""Growing a network step by step: proposals, training beside a control, decisions, final training.
+"""Search for a network, block by block, with a control and paired tests at every step.
 
 The names listed in `__init__.pyi` load on first use (SPEC 1).
 """
