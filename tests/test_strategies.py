@@ -71,7 +71,7 @@ def test_every_strategy_grows_a_network(tiny: Tiny, tmp_path: Path, strategy: st
         assert (tmp_path / "first" / f"{point['name']}.safetensors").is_file()
 
 
-def test_random_search_hands_over_the_best_of_its_draws(tiny: Tiny, tmp_path: Path) -> None:
+def test_random_search_returns_its_best_network(tiny: Tiny, tmp_path: Path) -> None:
     args = [*WIDE, "search.strategy=random", "search.max_steps=6", "search.final.enabled=false"]
     summary, run = grow(tiny, tmp_path / "run", *args, "search.num_candidates=2"), tmp_path / "run"
     steps = read_history(run).steps
@@ -148,46 +148,44 @@ def test_a_strategy_is_called_once_for_each_step(
 
 
 class Killed(Exception):
-    """The session ends here."""
+    """Ends a session."""
 
 
-def cut_off(
+def interrupt(
     tiny: Tiny, run: Path, args: list[str], counts: Callable[[Event], bool], number: int
 ) -> None:
-    """A search that ends with the event of that number among those that count."""
-    text, plain = [], RunFolder.__call__
+    """A search that is killed at the event of that number among those that count."""
+    counted, plain = [], RunFolder.__call__
 
-    def dies(self: RunFolder, event: Event) -> None:
+    def kill(self: RunFolder, event: Event) -> None:
         plain(self, event)
-        text.append(counts(event))
-        if sum(text) == number:
+        counted.append(counts(event))
+        if sum(counted) == number:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "__call__", dies)
+        patch.setattr(RunFolder, "__call__", kill)
         with pytest.raises(Killed):
             main(["search", *tiny.words(), f"run.dir={run}", *args])
 
 
-def go_on(run: Path, whole: dict[str, Any], *words: str) -> None:
-    """It ends as it would have ended."""
-    assert main(["search", f"run.dir={run}", "run.resume=true", *words]) == 0
+def resume_and_compare(run: Path, whole: dict[str, Any], *args: str) -> None:
+    """A resumed search ends with the same bits as an uninterrupted one."""
+    assert main(["search", f"run.dir={run}", "run.resume=true", *args]) == 0
     summary = json.loads((run / "progressive_summary.json").read_text())
     assert summary["model_sha256"] == whole["model_sha256"]
     assert summary["history_sha256"] == whole["history_sha256"]
 
 
-def test_a_beam_that_was_cut_off_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_interrupted_beam_search_resumes(tiny: Tiny, tmp_path: Path) -> None:
     args = [*WIDE, *BEAM, *HALVING, "search.strategy=pnas"]
     whole, run = grow(tiny, tmp_path / "whole", *args), tmp_path / "cut"
-    cut_off(tiny, run, args, lambda event: isinstance(event, CandidateEnded), 8)
-    go_on(run, whole)
+    interrupt(tiny, run, args, lambda event: isinstance(event, CandidateEnded), 8)
+    resume_and_compare(run, whole)
     assert main(["replay", f"run.dir={run}", "step=2"]) == 0
 
 
-def test_whole_numbers_among_what_is_varied_are_the_same_after_a_cut(
-    tiny: Tiny, tmp_path: Path
-) -> None:
+def test_whole_numbers_as_hyperparameters_survive_a_resume(tiny: Tiny, tmp_path: Path) -> None:
     args = [
         *WIDE,
         "search.k_candidates=[4]",
@@ -196,8 +194,8 @@ def test_whole_numbers_among_what_is_varied_are_the_same_after_a_cut(
         "search.space.hyperparameters={dropout:[0,0.2]}",
     ]
     whole, run = grow(tiny, tmp_path / "whole", *args), tmp_path / "cut"
-    cut_off(tiny, run, args, lambda event: isinstance(event, StepEnded), 1)
-    go_on(run, whole)
+    interrupt(tiny, run, args, lambda event: isinstance(event, StepEnded), 1)
+    resume_and_compare(run, whole)
 
 
 def test_a_budget_is_kept(tiny: Tiny, tmp_path: Path) -> None:
@@ -230,7 +228,7 @@ def test_a_budget_is_kept(tiny: Tiny, tmp_path: Path) -> None:
         (["search.rungs=[6,2]"], "rungs are ascending numbers of epochs"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_invalid_settings_are_refused(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     requested = [*WIDE, *args]
@@ -238,7 +236,7 @@ def test_what_cannot_be_done_is_said(
     assert message in capsys.readouterr().err
 
 
-def test_recipe_and_architecture_are_searched_together(tiny: Tiny, tmp_path: Path) -> None:
+def test_hyperparameters_and_architecture_are_searched_together(tiny: Tiny, tmp_path: Path) -> None:
     args = [
         "search.space.hyperparameters={lr:[0.001,0.01],augmentation:[0,1]}",
         "search.num_candidates=0",
@@ -252,14 +250,14 @@ def test_recipe_and_architecture_are_searched_together(tiny: Tiny, tmp_path: Pat
     assert len(first.results) == 16
 
 
-START = [
+INIT = [
     "search.space.hyperparameters={init:[fresh,copy,net2net],new_layer_lr_factor:[4]}",
     "search.num_candidates=0",
 ]
 
 
-def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Path) -> None:
-    args = [*WIDE, *START, "search.k_candidates=[4]", "search.epochs_per_eval=2"]
+def test_searched_init_counts_inherited_epochs(tiny: Tiny, tmp_path: Path) -> None:
+    args = [*WIDE, *INIT, "search.k_candidates=[4]", "search.epochs_per_eval=2"]
     summary = grow(tiny, tmp_path / "run", *args, "search.selection.patience=2")
     first, second = read_history(tmp_path / "run").steps
     assert {o.candidate.init for o in first.results} == {"fresh"}
@@ -282,12 +280,12 @@ def test_where_candidates_start_is_searched_and_charged(tiny: Tiny, tmp_path: Pa
     assert main(["replay", f"run.dir={tmp_path / 'run'}", "step=2"]) == 0
 
 
-def test_a_search_over_starts_is_the_same_in_workers_and_after_a_cut(
+def test_searched_init_gives_the_same_in_workers_and_after_a_resume(
     tiny: Tiny, tmp_path: Path, one_thread: None
 ) -> None:
     args = [
         *WIDE,
-        *START,
+        *INIT,
         *BEAM,
         *HALVING,
         "search.rungs=[1,3]",
@@ -300,11 +298,11 @@ def test_a_search_over_starts_is_the_same_in_workers_and_after_a_cut(
     def counts(event: Event) -> bool:
         return isinstance(event, EpochEnded) and event.candidate.init == "net2net"
 
-    cut_off(tiny, run, args, counts, 2)
-    go_on(run, whole, "search.workers=2")
+    interrupt(tiny, run, args, counts, 2)
+    resume_and_compare(run, whole, "search.workers=2")
 
 
-def test_without_a_varied_start_nothing_new_is_written(tiny: Tiny, tmp_path: Path) -> None:
+def test_hyperparameters_that_are_not_searched_are_not_written(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
     grow(tiny, run, *WIDE)
     written = (run / "events.jsonl").read_text() + (run / "progressive_summary.json").read_text()
@@ -340,12 +338,12 @@ def test_the_plain_rule_tries_the_lists_that_are_given(tiny: Tiny, tmp_path: Pat
 def test_the_plain_rule_refuses_what_it_cannot_chain(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for word in (
+    for arg in (
         "search.strategy=beam",
         "search.rungs=[1,2]",
         "search.space.mutations=[deepen,swap]",
     ):
-        requested = [*WIDE, "search.plain=true", word]
+        requested = [*WIDE, "search.plain=true", arg]
         assert main(["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", *requested]) == 2
         assert "it needs strategy='greedy', space.mutations=" in capsys.readouterr().err
     freed = ["search.plain=true", "search.training.warm_start=parallel", "search.strategy=beam"]
@@ -407,12 +405,12 @@ def both(history, latency):
 """
 
 
-def run_python(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_python(*args: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Python in a process of its own that finds the modules of a folder."""
     paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, **variables}
     return subprocess.run(
-        [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *args], env=environment, capture_output=True, text=True, check=False
     )
 
 
@@ -449,8 +447,8 @@ def test_families_and_strategies_of_a_module_travel(
 def test_a_module_that_cannot_be_imported_is_refused(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for word in ("search.space.families=[sw_nowhere:smooth]", "search.strategy=sw_nowhere:smooth"):
-        args = [*tiny.words(), *WIDE, word, f"run.dir={tmp_path / 'run'}"]
+    for arg in ("search.space.families=[sw_nowhere:smooth]", "search.strategy=sw_nowhere:smooth"):
+        args = [*tiny.words(), *WIDE, arg, f"run.dir={tmp_path / 'run'}"]
         assert main(["search", *args]) == 2
         text = capsys.readouterr().err
         assert "cannot import sw_nowhere" in text
