@@ -26,7 +26,7 @@ def _propose(config: SearchConfig, selected: CandidateResult, branch: str) -> tu
         seed = derive_seed(config.seed, 0, index)
         return Candidate(
             step=candidate.step,
-            index=index,
+            index=max(index - 1, 0),
             blocks=candidate.blocks,
             train_config=config.plan(config.final.epochs, first_epoch, seed, hyperparameters),
             copy_weights=is_continued,
