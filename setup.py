@@ -1,4 +1,4 @@
-"""Installs the package; every fact about it stands in settings.ini."""
+"""Install the package; settings.ini holds its metadata and dependencies."""
 
 from configparser import ConfigParser
 from pathlib import Path
@@ -8,33 +8,33 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 parser = ConfigParser(delimiters=["="])
 parser.read(ROOT / "settings.ini", encoding="utf-8")
-facts = parser["DEFAULT"]
+metadata = parser["DEFAULT"]
 
 setup(
-    name=facts["lib_name"],
-    version=facts["version"],
-    description=facts["description"],
-    keywords=facts["keywords"],
-    author=facts["author"],
-    author_email=facts["author_email"],
+    name=metadata["lib_name"],
+    version=metadata["version"],
+    description=metadata["description"],
+    keywords=metadata["keywords"],
+    author=metadata["author"],
+    author_email=metadata["author_email"],
     license="Apache-2.0",
-    url=facts["git_url"],
+    url=metadata["git_url"],
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=[facts["lib_path"], f"{facts['lib_path']}.*"]),
-    package_data={"": ["*.pyi"], facts["lib_path"]: ["py.typed"]},
-    python_requires=f">={facts['min_python']},<3.14",
-    install_requires=facts["requirements"].split(),
+    packages=find_packages(include=[metadata["lib_path"], f"{metadata['lib_path']}.*"]),
+    package_data={"": ["*.pyi"], metadata["lib_path"]: ["py.typed"]},
+    python_requires=f">={metadata['min_python']},<3.14",
+    install_requires=metadata["requirements"].split(),
     extras_require={
-        "lab": facts["lab_requirements"].split(),
-        "tensorboard": facts["tensorboard_requirements"].split(),
-        "wandb": facts["wandb_requirements"].split(),
-        "docs": facts["docs_requirements"].split(),
-        "dev": facts["dev_requirements"].split(),
+        "lab": metadata["lab_requirements"].split(),
+        "tensorboard": metadata["tensorboard_requirements"].split(),
+        "wandb": metadata["wandb_requirements"].split(),
+        "docs": metadata["docs_requirements"].split(),
+        "dev": metadata["dev_requirements"].split(),
     },
     entry_points={
-        "console_scripts": facts["console_scripts"].split(),
-        "nbdev": [f"{facts['lib_path']}={facts['lib_path']}._modidx:d"],
+        "console_scripts": metadata["console_scripts"].split(),
+        "nbdev": [f"{metadata['lib_path']}={metadata['lib_path']}._modidx:d"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -290,9 +290,9 @@ def read_results(path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
     """Results in a file, or none; exits if the file has other settings."""
     now: dict[str, Any] = json.loads(json.dumps(options))
     if path is None or not path.exists():
-        return {"asked": now, "machines": [], "rows": []}
+        return {"options": now, "machines": [], "rows": []}
     result: dict[str, Any] = json.loads(path.read_text())
-    stored = result["asked"]
+    stored = result["options"]
     if other := [name for name in now if stored.get(name) != now[name]]:
         text = "; ".join(f"{name} {stored.get(name)}, not {now[name]}" for name in other)
         raise SystemExit(f"{path} has {text}; give another file")
