@@ -1,6 +1,7 @@
 """Memory does not grow with the number of draws or images: both are processed a chunk at a time."""
 
 import tracemalloc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Tiny, write_tiny
+from torch.utils.data import DataLoader
 
 from space_warps.data import image_store
 from space_warps.data.audit import audit_catalogue
@@ -21,6 +23,7 @@ from space_warps.evaluation.metrics import Predictions, bootstrap_intervals
 from space_warps.models.blocks import BlockSpec
 from space_warps.models.model import Architecture, ProgressiveModel
 from space_warps.models.saved_model import SavedModel
+from space_warps.training.loop import evaluate
 
 
 def test_bootstrap_holds_a_chunk_of_draws() -> None:
@@ -115,3 +118,24 @@ def test_overlap_with_training_keeps_no_path_objects(tiny: Tiny) -> None:
 
     paths = Counted(catalogue.paths.folder, catalogue.paths.names, catalogue.paths.suffixes)
     assert overlaps_training([replace(catalogue, paths=paths)], catalogue).all()
+
+
+def test_evaluation_keeps_no_tensor_of_a_batch(tiny: Tiny) -> None:
+    """Small tensors kept between large batches split the heap: 3 MB are lost with every batch."""
+    kept: list[weakref.ref[torch.Tensor]] = []
+    num_alive: list[int] = []
+
+    class Watched(torch.nn.Module):
+        def forward(self, images: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+            num_alive.append(sum(each() is not None for each in kept))
+            scores = images.mean(dim=(1, 2, 3))[:, None] * torch.arange(3.0)
+            kept.append(weakref.ref(scores))
+            return scores
+
+    data = Space_Galaxi(*tiny)
+    result = evaluate(Watched(), DataLoader(data, 8))
+    assert len(num_alive) == 8
+    assert max(num_alive) <= 1
+    whole = Watched()(data.batch(torch.arange(60))[0], data.features)
+    assert torch.equal(result.scores, whole)
+    assert torch.equal(result.labels, data.labels)

@@ -77,12 +77,17 @@ def evaluate(
     "Evaluate a network on every row of a loader, in its order."
     prepare_model(model, device)
     model.eval()
-    scores, labels = [], []
+    num_rows, scores, labels = 0, torch.empty(0), torch.empty(0)
     with torch.inference_mode(), deterministic(), autocast(precision, device):
         for images, batch_labels, features in iterate_batches(loader, device):
-            scores.append(model(images, features))
-            labels.append(batch_labels)
-    all_scores, all_labels = torch.cat(scores).cpu(), torch.cat(labels).cpu()
+            batch_scores = model(images, features)
+            if num_rows == 0:  # one tensor: small ones kept between batches would split the heap
+                size = len(loader.dataset)  # type: ignore[arg-type]
+                scores = batch_scores.new_empty(size, batch_scores.shape[1])
+                labels = batch_labels.new_empty(size)
+            rows = slice(num_rows, num_rows + len(batch_labels))
+            scores[rows], labels[rows], num_rows = batch_scores, batch_labels, rows.stop
+    all_scores, all_labels = scores[:num_rows].cpu(), labels[:num_rows].cpu()
     return Evaluation(
         accuracy=int((all_scores.argmax(dim=1) == all_labels).sum()) / len(all_labels),
         loss=float(functional.cross_entropy(all_scores, all_labels)),
