@@ -79,7 +79,10 @@ def _tables(data: Space_Galaxi, train_features: Array) -> dict[str, Array]:
     tables = {"image": image_statistics(data.pixels, data.rows)}
     features = features[:, np.isfinite(train_features).any(axis=0)]
     if features.shape[1]:
-        tables |= {"features": features, "both": np.hstack([features, tables["image"]])}
+        both = np.hstack([features, tables["image"]])
+        num_features = features.shape[1]
+        tables = {"image": both[:, num_features:], "features": both[:, :num_features]}
+        tables["both"] = both  # the others are views of it
     return tables
 
 
@@ -116,7 +119,10 @@ def compare_classical(
     yield fit("majority", "nothing", DummyClassifier(strategy="prior"), _fill_missing)
     for inputs in train_tables:
         normal = QuantileTransformer(
-            n_quantiles=100, output_distribution="normal", random_state=seed
+            n_quantiles=100,
+            output_distribution="normal",
+            random_state=seed,
+            copy=False,  # `_fill_missing` has made a copy
         )
         linear = make_pipeline(normal, LogisticRegression(max_iter=2000))
         yield fit("logistic regression", inputs, linear, _fill_missing)
