@@ -45,7 +45,7 @@ class DataConfig:
     on_bad_row: str = "error"  # Rows that cannot be used: error, or skip
     test_csv: str | None = None  # Labelled rows to evaluate the final network on
     test_img_dir_path: str | None = None  # Folder with their images; None: img_dir_path
-    test_share: float = 0.0  # Or share of the objects to hold out as test set, in [0, 1)
+    test_share: float = 0.0  # Share of the objects to hold out as test set, in [0, 1)
     max_resident_bytes: int = 2**30  # Larger image arrays are memory-mapped
     cache_dir: str | None = None  # Folder of memory-mapped arrays; None: the user's cache
 
@@ -58,16 +58,16 @@ class ComputeConfig:
     precision: str = "auto"  # float32 or bfloat16; auto: bfloat16 if the processor supports it
     capture: bool = False  # Run training steps as CUDA graphs
     workers: int = 1  # Candidates trained in parallel, each in its own process
-    plain: bool = False  # Preset of plain greedy growth; other keys still apply
+    plain: bool = False  # Preset: plain greedy growth by accuracy, no final training
 
 # %% ../../nbs/10_cli/01_config.ipynb #da62102d
 @dataclass(frozen=True)
 class RunConfig:
     "Run folder, and whether to resume it."
 
-    dir: str | None = None  # Absent or empty folder; None: results/DATE_TIME
+    dir: str | None = None  # Run folder; new or empty for a new search; None: results/DATE_TIME
     resume: bool = False  # Resume the search in run.dir
-    accept_changes: bool = False  # Resume even if versions, threads, device or rows differ
+    accept_changes: bool = False  # Resume even if versions, threads, device or images differ
     keep: str = "winners"  # Weights to keep: winners, or all
     checkpoint_s: float = 30.0  # Seconds between checkpoints of a training
 
@@ -79,7 +79,7 @@ class EvaluateConfig:
     baselines: bool = False  # Train baselines on the rows of the run; takes minutes
     epochs: int = 30  # Epochs of each baseline network
     resnet_epochs: int = 6  # Epochs of ResNet-18; 0: without it
-    fractions: Any = None  # Class weights by true shares, as {STAR: 0.8, QSO: 0.2}
+    fractions: Any = None  # Class fractions of the target sky, e.g. {STAR: 0.8, QSO: 0.2}
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.resnet_epochs < 0:
@@ -102,7 +102,7 @@ class SimulateConfig:
 # %% ../../nbs/10_cli/01_config.ipynb #20b8b1e5
 @dataclass(frozen=True)
 class Config:
-    "Keys of all commands."
+    "Configuration of all commands."
 
     data: DataConfig = field(default_factory=DataConfig)
     augment: Augment = field(default_factory=Augment)
@@ -111,7 +111,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
-    out: str | None = None  # File for the metrics of evaluate; None: evaluation.json of the run
+    out: str | None = None  # File for the metrics of evaluate; None: in the run folder
     track: Any = None  # Trackers: tensorboard, wandb, or a list of both
     step: Any = None  # Step of the run, 0: empty network; for replay also final
     node: int | None = None  # Node of the run tree; None: the current one

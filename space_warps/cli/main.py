@@ -60,7 +60,7 @@ class StopOnSignal:
 
 # %% ../../nbs/10_cli/06_main.ipynb #78d7c70e
 COMMANDS = {
-    "search": "search a network on a catalogue and write a run folder",
+    "search": "search for a network on a catalogue and write a run folder",
     "evaluate": "evaluate the model of run.dir on a labelled catalogue",
     "audit": "check a catalogue and print its problems",
     "simulate": "write a simulated catalogue to simulate.out_dir",

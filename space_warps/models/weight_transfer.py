@@ -26,7 +26,7 @@ def tile_channels(
     source: Tensor,  # Weights, [out] or [out, in, ...]
     shape: torch.Size,  # Target shape, with as many dimensions
 ) -> Tensor:  # Weights of shape `shape`
-    "Repeat or truncate channels; weights that read duplicated channels are divided by the copies."
+    "Repeat or truncate channels; incoming weights of duplicated channels are divided by the number of copies."
     outs = torch.arange(shape[0]) % source.shape[0]
     tiled = source[outs]
     if source.ndim < 2 or shape[1] == source.shape[1]:

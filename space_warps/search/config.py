@@ -62,13 +62,13 @@ class SpaceConfig:
     downsampling: Any = ("max",)  # Ways to halve the maps: max, avg, stride; none keeps their size
     activations: Any = ("relu",)  # Activations to try
     se_options: Any = (False,)  # Whether squeeze-and-excitation is tried; [false, true] tries both
-    mutations: Any = ("deepen",)  # What a step may do: deepen; widen, swap change the last block
-    hyperparameters: Any = None  # Values to try, as {lr: [0.001, 0.003], init: [copy, net2net]}
+    mutations: Any = ("deepen",)  # deepen: add a block; widen, swap: change the last one
+    hyperparameters: Any = None  # Values to try, e.g. {lr: [0.001, 0.003], init: [copy, net2net]}
     stem_kernel: int = 5  # Kernel side of the first block, in pixels
     stem_downsample: int = 3  # The first block divides width and height by it, later ones by 2
     max_params: int | None = None  # Candidates with more parameters are not trained
-    max_macs: int | None = None  # Nor those with more multiply-adds per image
-    max_latency_ms: float | None = None  # Nor those slower than this here, per image
+    max_macs: int | None = None  # Candidates with more multiply-adds per image are not trained
+    max_latency_ms: float | None = None  # Slower candidates, per image here, are not trained
 
     def __post_init__(self) -> None:
         for name in ("hyperparameters", *(key.partition(".")[2] for key in CHOICE_LISTS)):
@@ -155,8 +155,8 @@ class TrainingConfig:
     schedule: str = "one_cycle"  # Learning rate over time: one_cycle, or constant
     dropout: float = 0.0  # Probability that a channel is dropped in a training step
     copy_weights: bool = True  # Start from trained weights as far as they fit
-    init_noise: float = 0.05  # Noise on copied layers, in standard deviations of their weights
-    warm_start: str = "parallel"  # All from the parent; chained: from the best so far in this step
+    init_noise: float = 0.05  # Noise on a changed block and the head, in standard deviations
+    warm_start: str = "parallel"  # parallel: start from the parent; chained: from the best so far
 
     def __post_init__(self) -> None:
         check_types(self, "training")
@@ -178,10 +178,10 @@ def _check_choices(record: Any, group: str) -> None:
 class SelectionConfig:
     "Which candidate a step accepts, and when growth stops."
 
-    metric: str = "loss"  # What is compared: loss (log-loss), or accuracy
+    metric: str = "loss"  # Metric that is compared: loss (log-loss), or accuracy
     parsimony: str = "none"  # none: the best; one_standard_error: the smallest as good as the best
     acceptance: str = "gain"  # Accept any gain; significant: only one that the rows can show
-    patience: int = 1  # Steps without a gain before growth stops; random search ignores it
+    patience: int = 1  # Consecutive steps without a gain that are tolerated
 
     def __post_init__(self) -> None:
         check_types(self, "selection")
@@ -213,7 +213,7 @@ _UNITS = {"epochs": 1, "s": 1, "min": 60, "h": 3600}
 
 
 def parse_budget(
-    budget: str,  # As 20min, 90s, 2h or 300epochs
+    budget: str,  # E.g. 20min, 90s, 2h or 300epochs
 ) -> tuple[int, bool]:  # Number of epochs or seconds, and whether it is seconds
     "Parse a budget; raises `InputError` for anything else."
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(epochs|s|min|h)\s*", str(budget))
@@ -269,11 +269,11 @@ class SearchConfig:
     lr: float = 3e-3  # Highest learning rate of AdamW
     seed: int = 42  # Seed of everything random
     strategy: str = "greedy"  # Proposes the candidates: greedy, random, beam, pnas
-    num_candidates: int = 0  # Of a step, at most; 0: all; of pnas 8, of random one per block
+    num_candidates: int = 0  # Largest number per step; 0: default of the strategy
     beam_width: int = 3  # Networks that the next step of beam and pnas builds on
     random_fraction: float = 0.25  # Share of the candidates of pnas that are drawn at random
-    rungs: Any = ()  # Epochs after which the worse two thirds are dropped, as [2, 6, 18]
-    budget: str | None = None  # For all training on one branch, as 20min, 90s, 2h, or 300epochs
+    rungs: Any = ()  # Epochs; after each but the last the best third continues
+    budget: str | None = None  # For all training on a branch, e.g. 20min, 2h, 300epochs
     space: SpaceConfig = field(default_factory=SpaceConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
