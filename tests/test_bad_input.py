@@ -213,7 +213,7 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
         ("search.training.schedule=cosine", "schedule is 'one_cycle' or 'constant'; got 'cosine'"),
         ("search.selection.metric=luck", "selection.metric is 'loss' or 'accuracy'; got 'luck'"),
         ("search.selection.patience=-1", "patience is at least 0; got -1"),
-        ("search.space.stem_downsample=0", "pool is at least 1 pixel; got 0"),
+        ("search.space.stem_downsample=0", "downsample is at least 1; got 0"),
         ("search.training.label_smoothing=1", "label_smoothing is a share in [0, 1); got 1.0"),
         ("search.final.epochs=0", "final.epochs is at least 1; got 0; final.enabled=false"),
         ("search.final.seeds=0", "final.seeds is at least 1; got 0"),

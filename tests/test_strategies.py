@@ -494,7 +494,7 @@ finally:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("smooth", "smooth"), ("here", "move it into a module, as my_module.py, and name it")],
+    [("smooth", "smooth"), ("here", "move it into a module, such as my_module.py, and name it")],
 )
 def test_what_a_session_defines_is_refused_by_workers(
     tiny: Tiny, tmp_path: Path, name: str, text: str
