@@ -10,15 +10,14 @@ __all__ = ['CHOICE_LISTS', 'CHOICES', 'INITS', 'PLAIN_PRESET', 'SpaceConfig', 'c
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, get_args
 
 import space_warps.models.families  # noqa: F401  registers the block families
 from ..core import InputError, coerce_numbers
 from ..models.blocks import ACTIVATIONS, POOLINGS, BlockSpec, registered_families
 from ..models.registry import is_dotted_path
-from .settings import check_at_least, check_types
 from ..training.config import SCHEDULES, SELECTION_METRICS, TrainConfig
 
 # %% ../../nbs/04_search/02_config.ipynb #0639cb30
@@ -38,18 +37,73 @@ CHOICES = {
     "selection.acceptance": ("gain", "significant"),
 }
 INITS = ("fresh", "copy", "net2net")  # Initial weights: new ones, copied ones, same function
+_LIMITS = {  # Smallest and largest number
+    "max_layers": (1, 1000),
+    "max_steps": (1, 10_000),
+    "seed": (0, 2**63 - 1),
+    "num_candidates": (0, 10_000),
+    "beam_width": (1, 1000),
+    "random_fraction": (0, 1),
+    "space.max_params": (1, math.inf),
+    "space.max_macs": (1, math.inf),
+    "training.init_noise": (0, 1e6),
+    "selection.patience": (0, 10_000),
+    "final.seeds": (1, 1000),
+}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 # %% ../../nbs/04_search/02_config.ipynb #0364375e
-_HYPERPARAMETERS = (
-    "lr",
-    "weight_decay",
-    "dropout",
-    "augmentation",
-    "init",
-    "init_noise",
-    "new_layer_lr_factor",
-)
-_NOT_IN_TRAIN_CONFIG = ("dropout", "init", "init_noise")
+def _check_settings(record: Any, group: str = "") -> None:
+    "Normalize the values of a group; raises `InputError`, with the path, for one not allowed."
+    coerce_numbers(record)
+    for item in fields(record):
+        path, value = f"{group}.{item.name}" if group else item.name, getattr(record, item.name)
+        if item.type is Any:
+            value = _to_tuples(value)
+            object.__setattr__(record, item.name, value)
+        _check_type(path, value, item.type)
+        if path in CHOICES and value not in CHOICES[path]:
+            allowed = " or ".join(map(repr, CHOICES[path]))
+            raise InputError(f"{path} is {allowed}; got {value!r}")
+        if path in CHOICE_LISTS:
+            _check_list(path, value)
+        least, most = _LIMITS.get(path, (-math.inf, math.inf))
+        if path in _LIMITS and value is not None and not least <= value <= most:
+            limit = f"at most {most:g}" if value > most else f"at least {least:g}"
+            raise InputError(f"{path} is {limit}; got {value}")
+
+
+def _to_tuples(values: Any) -> Any:
+    "Lists, at any level, as tuples, so that equal records are equal."
+    if isinstance(values, Mapping):
+        return {name: _to_tuples(item) for name, item in sorted(values.items())}
+    return tuple(map(_to_tuples, values)) if isinstance(values, list | tuple) else values
+
+
+def _check_type(path: str, value: Any, kind: Any) -> None:
+    "Raise `InputError` where a number, a truth value or a group is needed and missing."
+    allowed = get_args(kind) or (kind,)
+    if type(value) in allowed:
+        return
+    if isinstance(kind, type) and is_dataclass(kind):
+        raise InputError(f"{path} is a {kind.__name__}; got {value!r}")
+    if wanted := [_KINDS[one] for one in allowed if one in _KINDS]:
+        raise InputError(f"{path} is {wanted[0]}; got {value!r}")
+
+
+def _check_list(path: str, values: Any) -> None:
+    "Raise `InputError` unless this is a list of different, valid values."
+    allowed = CHOICE_LISTS[path]
+    kind: Any = int if path == "space.kernel_sizes" else str | bool
+    fits = isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
+    if not fits or not values or len(set(values)) < len(values):
+        raise InputError(f"{path} is a list of different values to try; got {values!r}")
+    if path == "space.families":  # a dotted path is looked up when a search starts
+        allowed = registered_families()
+        values = [value for value in values if not is_dotted_path(value)]
+    if allowed is not None and (unknown := [v for v in values if v not in allowed]):
+        what = "unknown block" if path == "space.families" else f"{path}: unknown value"
+        raise InputError(f"{what} {unknown[0]!r}; registered: {', '.join(map(str, allowed))}")
 
 # %% ../../nbs/04_search/02_config.ipynb #16e5699c
 @dataclass(frozen=True)
@@ -70,51 +124,21 @@ class SpaceConfig:
     max_latency_ms: float | None = None  # Slower candidates, per image here, are not trained
 
     def __post_init__(self) -> None:
-        for name in ("hyperparameters", *(key.partition(".")[2] for key in CHOICE_LISTS)):
-            object.__setattr__(self, name, _to_tuples(getattr(self, name)))
-        check_types(self, "space")
-        for key, allowed in CHOICE_LISTS.items():
-            _check_list(key, getattr(self, key.partition(".")[2]), allowed)
+        _check_settings(self, "space")
         for size in self.kernel_sizes:
             BlockSpec(1, kernel_size=size)
         object.__setattr__(self, "hyperparameters", _check_grid(self.hyperparameters))
-        coerce_numbers(self)
-        check_at_least(1, self, "space", "max_params", "max_macs")
         slowest = self.max_latency_ms
-        if slowest is not None and not (math.isfinite(slowest) and slowest > 0):
+        if slowest is not None and not 0 < slowest < math.inf:
             raise InputError(f"space.max_latency_ms is above 0 milliseconds; got {slowest}")
 
-# %% ../../nbs/04_search/02_config.ipynb #98e04542
-def _to_tuples(values: Any) -> Any:
-    "Lists, at any level, as tuples, so that equal records are equal."
-    if isinstance(values, Mapping):
-        return {name: _to_tuples(item) for name, item in sorted(values.items())}
-    return tuple(map(_to_tuples, values)) if isinstance(values, list | tuple) else values
-
-
-def _check_list(key: str, values: Any, allowed: Sequence[Any] | None) -> None:
-    "Raise `InputError` unless this is a list of different, valid values."
-    kind: Any = int if key == "space.kernel_sizes" else str | bool
-    fits = isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
-    if not fits or not values or len(set(values)) < len(values):
-        raise InputError(f"{key} is a list of different values to try; got {values!r}")
-    if key == "space.families":  # a dotted path is looked up when a search starts
-        allowed = registered_families()
-        values = tuple(value for value in values if not is_dotted_path(value))
-    if allowed is not None and (unknown := [v for v in values if v not in allowed]):
-        what = "unknown block" if key == "space.families" else f"{key}: unknown value"
-        raise InputError(f"{what} {unknown[0]!r}; registered: {', '.join(map(str, allowed))}")
-
 # %% ../../nbs/04_search/02_config.ipynb #fc02b635
-def _check_grid(grid: Any) -> dict[str, tuple[Any, ...]] | None:
-    "Lists of values with numbers as floats, None without any; raises `InputError` for others."
-    grid = {} if grid is None else grid
-    check_hyperparameters(grid)
-    for name, values in grid.items():
-        if len(set(values)) < len(values):
-            raise InputError(f"hyperparameters: values for {name} differ; got {values!r}")
-    floats = {k: tuple(v if k == "init" else float(v) for v in grid[k]) for k in grid}
-    return floats or None
+INITS = ("fresh", "copy", "net2net")  # Initial weights: new ones, copied ones, same function
+_NOT_IN_TRAIN_CONFIG = ("dropout", "init", "init_noise")
+_HYPERPARAMETERS = (
+    *("lr", "weight_decay", "augmentation", "new_layer_lr_factor"),
+    *_NOT_IN_TRAIN_CONFIG,
+)
 
 
 def check_hyperparameters(
@@ -130,19 +154,29 @@ def check_hyperparameters(
         for value in values:
             _check_hyperparameter(name, value)
 
-# %% ../../nbs/04_search/02_config.ipynb #b0720e4f
+
 def _check_hyperparameter(name: str, value: Any) -> None:
     if name == "init":
         if value not in INITS:
             raise InputError(f"init is one of {', '.join(INITS)}; got {value!r}")
         return
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
+    if type(value) not in (int, float) or not math.isfinite(value):
         raise InputError(f"hyperparameters: {name} is a number; got {value!r}")
     if name == "init_noise" and value < 0:
         raise InputError(f"init_noise is at least 0; got {value!r}")
-    if name == "dropout" and not 0 <= value < 1:
-        raise InputError(f"dropout is a probability in [0, 1); got {value!r}")
+    if name == "dropout":
+        BlockSpec(1, dropout=value)
+
+
+def _check_grid(grid: Any) -> dict[str, tuple[Any, ...]] | None:
+    "Lists of values with numbers as floats, None without any; raises `InputError` for others."
+    grid = {} if grid is None else grid
+    check_hyperparameters(grid)
+    for name, values in grid.items():
+        if len(set(values)) < len(values):
+            raise InputError(f"hyperparameters: values for {name} differ; got {values!r}")
+    floats = {k: tuple(v if k == "init" else float(v) for v in grid[k]) for k in grid}
+    return floats or None
 
 # %% ../../nbs/04_search/02_config.ipynb #eb50a38c
 @dataclass(frozen=True)
@@ -158,19 +192,7 @@ class TrainingConfig:
     warm_start: str = "parallel"  # parallel: start from the parent; chained: from the best so far
 
     def __post_init__(self) -> None:
-        check_types(self, "training")
-        coerce_numbers(self)
-        _check_choices(self, "training")
-        if not (math.isfinite(self.init_noise) and self.init_noise >= 0):
-            raise InputError(f"training.init_noise is at least 0; got {self.init_noise}")
-
-# %% ../../nbs/04_search/02_config.ipynb #81d20dcb
-def _check_choices(record: Any, group: str) -> None:
-    "Raise `InputError` for a value that is not in `CHOICES`."
-    for key, allowed in CHOICES.items():
-        section, _, name = key.partition(".")
-        if section == group and (value := getattr(record, name)) not in allowed:
-            raise InputError(f"{key} is {' or '.join(map(repr, allowed))}; got {value!r}")
+        _check_settings(self, "training")
 
 # %% ../../nbs/04_search/02_config.ipynb #248a595f
 @dataclass(frozen=True)
@@ -183,10 +205,7 @@ class SelectionConfig:
     patience: int = 1  # Consecutive steps without a gain that are tolerated
 
     def __post_init__(self) -> None:
-        check_types(self, "selection")
-        coerce_numbers(self)
-        _check_choices(self, "selection")
-        check_at_least(0, self, "selection", "patience")
+        _check_settings(self, "selection")
 
 
 @dataclass(frozen=True)
@@ -198,9 +217,7 @@ class FinalConfig:
     seeds: int = 1  # Additional trainings from scratch, each with its own seed
 
     def __post_init__(self) -> None:
-        check_types(self, "final")
-        coerce_numbers(self)
-        check_at_least(1, self, "final", "seeds")
+        _check_settings(self, "final")
         if self.epochs < 1:
             raise InputError(
                 f"final.epochs is at least 1; got {self.epochs}; final.enabled=false skips the "
@@ -215,7 +232,7 @@ def parse_budget(
     budget: str,  # E.g. 20min, 90s, 2h or 300epochs
 ) -> tuple[int, bool]:  # Number of epochs or seconds, and whether it is seconds
     "Parse a budget; raises `InputError` for anything else."
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(epochs|s|min|h)\s*", str(budget))
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(epochs|s|min|h)\s*", str(budget))
     amount = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if match is None or amount < 1:
         raise InputError(
@@ -224,21 +241,32 @@ def parse_budget(
     return amount, match[2] != "epochs"
 
 # %% ../../nbs/04_search/02_config.ipynb #22b2f64e
+_MAX_WIDTH = 4096  # Output channels of a block
+
+
 def _widths_at(k_candidates: Any, layer: int) -> tuple[int, ...]:
-    "The numbers of output channels to try at a position; raises `InputError` for anything else."
-    entries = k_candidates if isinstance(k_candidates, tuple) else ()
-    nested = [isinstance(entry, tuple) for entry in entries]
-    widths = list(entries)
-    if any(nested):
-        widths = list(entries[min(layer, len(entries)) - 1]) if all(nested) else [None]
-    whole = all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in widths)
-    if not widths or not whole or len(set(widths)) < len(widths):
-        given = list(k_candidates) if isinstance(k_candidates, tuple) else k_candidates
-        raise InputError(
-            "k_candidates is a list of different numbers of channels, each at least 1, or one such "
-            f"list per block; got {given}"
-        )
-    return tuple(widths)
+    "The numbers of output channels to try at a position, from 1."
+    is_nested = isinstance(k_candidates[0], tuple)
+    return tuple(k_candidates[min(layer, len(k_candidates)) - 1] if is_nested else k_candidates)
+
+
+def _check_widths(k_candidates: Any) -> None:
+    "Raise `InputError` unless this is a list of different widths, or a list of such lists."
+    lists = k_candidates if isinstance(k_candidates, tuple) else ()
+    if not any(isinstance(entry, tuple) for entry in lists):
+        lists = (lists,)
+    for widths in lists:
+        whole = isinstance(widths, tuple) and all(type(k) is int for k in widths)
+        if (
+            not whole
+            or not all(0 < k <= _MAX_WIDTH for k in widths)
+            or not widths
+            or len(set(widths)) < len(widths)
+        ):
+            raise InputError(
+                "k_candidates is a list of different numbers of channels, each from 1 to "
+                f"{_MAX_WIDTH}, or one such list per block; got {_to_list(k_candidates)}"
+            )
 
 
 def _check_rungs(rungs: Any) -> None:
@@ -276,21 +304,15 @@ class SearchConfig:
     final: FinalConfig = field(default_factory=FinalConfig)
 
     def __post_init__(self) -> None:
-        for name in ("k_candidates", "rungs"):
-            object.__setattr__(self, name, _to_tuples(getattr(self, name)))
-        check_types(self)
-        coerce_numbers(self)
+        _check_settings(self)
+        _check_widths(self.k_candidates)
         _check_rungs(self.rungs)
-        check_at_least(1, self, "", "max_layers", "max_steps", "beam_width")
-        check_at_least(0, self, "", "seed", "num_candidates")
-        if not 0 <= self.random_fraction <= 1:
-            raise InputError(f"random_fraction is a share in [0, 1]; got {self.random_fraction}")
         if self.budget is not None:
             parse_budget(self.budget)
         _check_initial_weights(self)
         for hyperparameters in hyperparameter_grid(self):
             self.plan(self.epochs_per_eval, 0, 0, hyperparameters=hyperparameters)
-        for layer in range(1, self.max_layers + 1):
+        for layer in range(1, 1 + min(self.max_layers, max(2, len(self.k_candidates)))):
             self.specs_at(layer)
 
     @property
@@ -311,15 +333,10 @@ class SearchConfig:
         hyperparameters: Mapping[str, Any] | None = None,  # Values that differ from the settings
     ) -> TrainConfig:
         "Configure one training."
+        own = self.training
         plan = TrainConfig(
-            epochs,
-            self.lr,
-            self.training.weight_decay,
-            self.training.label_smoothing,
-            self.training.schedule,
-            first_epoch,
-            seed,
-            self.selection.metric,
+            *(epochs, self.lr, own.weight_decay, own.label_smoothing, own.schedule),
+            *(first_epoch, seed, self.selection.metric),
         )
         values = (hyperparameters or {}).items()
         return replace(plan, **{k: v for k, v in values if k not in _NOT_IN_TRAIN_CONFIG})
@@ -328,7 +345,7 @@ class SearchConfig:
         self,
         layer: int,  # Position of the block in the network, from 1
     ) -> tuple[BlockSpec, ...]:
-        "The blocks to try at a position; raises `InputError` for an invalid list."
+        "The blocks to try at a position."
         space, is_stem = self.space, layer == 1
         sizes = (space.stem_kernel,) if is_stem else space.kernel_sizes
         factor = space.stem_downsample if is_stem else 2
@@ -337,13 +354,12 @@ class SearchConfig:
             for pooling in space.downsampling
         )
         dropout, widths = self.training.dropout, _widths_at(self.k_candidates, layer)
-        options = space.families, sizes, poolings, space.activations, space.se_options
+        options = space.families, sizes, poolings, space.activations, space.se_options, widths
         return tuple(
-            BlockSpec(k, family, size, dropout, downsample, pooling, activation, use_se)
-            for family, size, (downsample, pooling), activation, use_se in itertools.product(
+            BlockSpec(k, family, size, dropout, factor, pooling, activation, use_se)
+            for family, size, (factor, pooling), activation, use_se, k in itertools.product(
                 *options
             )
-            for k in widths
         )
 
 # %% ../../nbs/04_search/02_config.ipynb #73c83e1b
