@@ -34,8 +34,7 @@ from ..runs.folder import check_finished
 from ..runs.progress import describe_decision
 from ..runs.state import RunState, resumable_history
 from ..search.formatting import describe_candidate
-from ..search.history import SearchHistory
-from ..search.pareto import NUM_MACS, NUM_PARAMS
+from ..search.history import NUM_MACS, NUM_PARAMS, SearchHistory
 
 # %% ../../nbs/07_reports/04_html.ipynb #f49d815a
 def _drawing(figure: Figure, message: str) -> str:

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ..search.formatting import candidate_label, searched_dimensions
-from ..search.history import SearchHistory
-from space_warps.search.pareto import (
+from space_warps.search.history import (
     LOG_LOSS,
     NUM_PARAMS,
     Objective,
+    SearchHistory,
     pareto_front,
     pareto_results,
     with_objectives,

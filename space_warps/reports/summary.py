@@ -22,8 +22,13 @@ from space_warps.search.formatting import (
     searched_dimensions,
 )
 from ..search.halving import why_dropped
-from ..search.history import SearchHistory
-from ..search.pareto import NUM_MACS, NUM_PARAMS, Objective, pareto_results
+from space_warps.search.history import (
+    NUM_MACS,
+    NUM_PARAMS,
+    Objective,
+    SearchHistory,
+    pareto_results,
+)
 from ..search.records import CandidateResult, FinalTraining, Step
 from ..search.significance import accuracy_interval
 from ..search.surrogate import rank_correlation

@@ -40,8 +40,7 @@ from space_warps.search.events import (
     StepStarted,
     event_to_json,
 )
-from ..search.history import SearchHistory
-from ..search.pareto import pareto_results
+from ..search.history import SearchHistory, pareto_results
 from ..search.records import Backtrack
 
 # %% ../../nbs/06_runs/08_folder.ipynb #e1e7fecc

@@ -15,8 +15,7 @@ from ..core import InputError, from_json
 from ..models.model import Architecture
 from .journal import read_events
 from ..search.config import SearchConfig
-from ..search.history import SearchHistory
-from ..search.pareto import pareto_results
+from ..search.history import SearchHistory, pareto_results
 from space_warps.search.records import (
     Backtrack,
     Candidate,
