@@ -281,12 +281,16 @@ def run_simulate(
         raise InputError("simulate.out_dir is missing; name an absent or empty folder")
     simulate_catalogue(
         sky.out_dir,
+        sky=sky.sky,  # type: ignore[arg-type]  # checked there
+        image_format=sky.image_format,  # type: ignore[arg-type]
         num_rows=sky.num_rows,
         num_test_rows=sky.num_test_rows,
         seed=sky.seed,
         image_size=sky.image_size,
+        progress=sys.stderr.isatty(),
     )
-    print(f"wrote {sky.num_rows} and {sky.num_test_rows} rows to {sky.out_dir}")
+    names = ", ".join(path.name for path in sorted(Path(sky.out_dir).glob("*.csv")))
+    print(f"wrote {names} and images/ to {sky.out_dir}")
 
 
 def run_report(

@@ -94,9 +94,11 @@ class SimulateConfig:
     "Simulated sky."
 
     out_dir: str | None = None  # Absent or empty folder
+    sky: str = "objects"  # Stars, quasars and galaxies (objects), or galaxy morphology
     num_rows: int = 1200  # Rows of annotations.csv
     num_test_rows: int = 300  # Rows of test.csv
-    image_size: int = 75  # Side of the cutouts, in pixels
+    image_size: int | None = None  # Side of the cutouts, in pixels; None: 75 or 128
+    image_format: str = "fits"  # Of the morphology sky: fits or png
     seed: int = 42  # Seed of the simulation
 
 # %% ../../nbs/10_cli/01_config.ipynb #20b8b1e5

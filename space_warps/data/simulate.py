@@ -6,11 +6,12 @@
 __all__ = ['CataloguePaths', 'simulate_catalogue', 'sample_catalogue']
 
 # %% ../../nbs/01_data/11_simulate.ipynb #aed4518d
+import functools
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..core import InputError, cache_folder, derive_seed
+from space_warps.data.morphology import (
+    SURVEYS,
+    draw_galaxy,
+    draw_morphology,
+    encode_cutout,
+)
 from space_warps.data.sky import (
     POPULATIONS,
     POPULATIONS_VERSION,
@@ -129,7 +136,7 @@ class CataloguePaths(NamedTuple):
 
     csv_path: Path  # Rows for training and validation
     test_csv_path: Path  # Rows of other objects, for the final test
-    img_dir_path: Path  # Images of both, as `{id}.jpg`
+    img_dir_path: Path  # Images of all rows, named after their ids
 
 
 def _catalogue_paths(
@@ -138,54 +145,101 @@ def _catalogue_paths(
     "List the files of a simulated catalogue."
     return CataloguePaths(folder / "annotations.csv", folder / "test.csv", folder / "images")
 
+
+_Rows: TypeAlias = list[dict[str, str | float]]
+_Drawn: TypeAlias = tuple[_Rows, dict[str, bytes]]  # Rows of an object; files by name
+
+# %% ../../nbs/01_data/11_simulate.ipynb #16d68b87
+def _draw_morphology_row(
+    seed: int, part: int, index: int, image_size: int, image_format: Literal["png", "fits"]
+) -> _Drawn:
+    "One object of the morphology sky, in the survey of its part."
+    rng = np.random.default_rng(derive_seed(seed, part, index))
+    source = draw_galaxy(rng)
+    name, survey = ("deep", SURVEYS["deep"]) if part < 2 else ("wide", SURVEYS["wide"])
+    position = _sky_position(seed, 3 * index + part)
+    z = float(rng.gamma(2, 0.08))
+    row: dict[str, str | float] = {
+        "id": f"{name[0]}{part}{derive_seed(seed, part, index):010d}{index:07d}",
+        "ra": position[0],
+        "dec": position[1],
+        "class": source.class_name,
+        "z": float(rng.normal(z, 0.02 * (1 + z))),
+        "z_err": float(0.02 * (1 + z) * 10 ** rng.normal(0, 0.1)),
+        "survey": name,
+    }
+    cube = draw_morphology(source, survey, image_size, rng)
+    return [row], {
+        f"{row['id']}.{image_format}": encode_cutout(cube, survey, image_format, position)
+    }
+
 # %% ../../nbs/01_data/11_simulate.ipynb #49993787
+def _draw_point_and_galaxy(seed: int, part: int, index: int, image_size: int) -> _Drawn:
+    "One object of the sky of stars, quasars and galaxies: a row per spectrum."
+    row_rng, image_rng = (
+        np.random.default_rng(derive_seed(seed, part, index, stream)) for stream in range(2)
+    )
+    source = draw_object(row_rng)
+    rows = list(_object_rows(source, (seed, part, index), row_rng))
+    picture = to_jpeg(draw_cutout(source, image_size, image_rng))
+    return rows, {f"{row['id']}.jpg": picture for row in rows}
+
+
 def _write_part(
     paths: tuple[Path, Path],  # CSV and image folder
-    sky: tuple[int, int],  # Seed, and part (0 or 1)
+    draw: Callable[[int], _Drawn],  # Draws the object of a number
     num_rows: int,  # Rows of the CSV
-    image_size: int,  # Height and width, pixels
     report: Callable[[int], object],  # Called with the number of new rows
 ) -> None:
     "Draw objects until there are enough rows, and write their images and table."
-    rows: list[dict[str, str | float]] = []
+    rows: _Rows = []
     index = 0
     while len(rows) < num_rows:
-        row_rng, image_rng = (
-            np.random.default_rng(derive_seed(*sky, index, stream)) for stream in range(2)
-        )
-        source = draw_object(row_rng)
-        new = list(_object_rows(source, (*sky, index), row_rng))[: num_rows - len(rows)]
-        picture = to_jpeg(draw_cutout(source, image_size, image_rng))
-        for row in new:
-            (paths[1] / f"{row['id']}.jpg").write_bytes(picture)
+        new, files = draw(index)
+        new = new[: num_rows - len(rows)]
+        for name in list(files)[: len(new)]:
+            (paths[1] / name).write_bytes(files[name])
         rows += new
         index += 1
         report(len(new))
-    table = pd.DataFrame(rows, columns=_COLUMNS)
+    table = pd.DataFrame(rows, columns=list(draw(0)[0][0]))
     table.to_csv(paths[0], index=False, float_format="%.9g", lineterminator="\n")
 
 # %% ../../nbs/01_data/11_simulate.ipynb #a1f87431
 def simulate_catalogue(
     out_dir: str | Path,  # Folder to create; empty or absent
     *,
+    sky: Literal[
+        "objects", "morphology"
+    ] = "objects",  # Stars, quasars and galaxies, or morphologies
     num_rows: int = 1200,  # Rows of annotations.csv
     num_test_rows: int = 300,  # Rows of test.csv
     seed: int = 42,  # Determines everything that is drawn
-    image_size: int = 75,  # Height and width of the cutouts, pixels of 0.25 arcsec
+    image_size: int | None = None,  # Height and width of the cutouts, pixels; None: 75 or 128
+    image_format: Literal["png", "fits"] = "fits",  # Of the morphology sky
     progress: bool = True,  # Show a progress bar
 ) -> CataloguePaths:
     "Simulate a catalogue with its images; raise `InputError` if `out_dir` is not empty."
     out_dir = Path(out_dir).resolve()
-    _check_request(out_dir, num_rows, num_test_rows, image_size)
+    size = image_size or (128 if sky == "morphology" else 75)
+    _check_request(out_dir, num_rows, num_test_rows, size, sky, image_format)
     partial = out_dir.with_name(f".{out_dir.name}.{secrets.token_hex(4)}.part")
     paths = _catalogue_paths(partial)
     paths.img_dir_path.mkdir(parents=True)
+    parts = {paths.csv_path: num_rows, paths.test_csv_path: num_test_rows}
+    if sky == "morphology":
+        parts[partial / "wide.csv"] = num_test_rows
+
+    def draw(part: int, index: int) -> _Drawn:
+        if sky == "morphology":
+            return _draw_morphology_row(seed, part, index, size, image_format)
+        return _draw_point_and_galaxy(seed, part, index, size)
+
     try:
-        total = num_rows + num_test_rows
-        with tqdm(total=total, unit="row", disable=not progress) as bar:
-            for part, rows in enumerate((num_rows, num_test_rows)):
-                files = paths[part], paths.img_dir_path
-                _write_part(files, (seed, part), rows, image_size, bar.update)
+        with tqdm(total=sum(parts.values()), unit="row", disable=not progress) as bar:
+            for part, (path, rows) in enumerate(parts.items()):
+                files = path, paths.img_dir_path
+                _write_part(files, functools.partial(draw, part), rows, bar.update)
         if out_dir.exists():
             out_dir.rmdir()  # raises OSError unless it is empty
         partial.rename(out_dir)
@@ -194,7 +248,9 @@ def simulate_catalogue(
     return _catalogue_paths(out_dir)
 
 # %% ../../nbs/01_data/11_simulate.ipynb #fa318cda
-def _check_request(out_dir: Path, num_rows: int, num_test_rows: int, image_size: int) -> None:
+def _check_request(
+    out_dir: Path, num_rows: int, num_test_rows: int, image_size: int, sky: str, image_format: str
+) -> None:
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise InputError(f"{out_dir} is not an empty folder; name a new folder or empty this one")
     if num_rows < 1 or num_test_rows < 0:
@@ -203,6 +259,10 @@ def _check_request(out_dir: Path, num_rows: int, num_test_rows: int, image_size:
         )
     if not 16 <= image_size <= 1024:
         raise InputError(f"image_size is 16 to 1024 pixels; got {image_size}")
+    if sky not in ("objects", "morphology") or image_format not in ("png", "fits"):
+        raise InputError(
+            f"sky is objects or morphology, image_format png or fits; got {sky}, {image_format}"
+        )
 
 # %% ../../nbs/01_data/11_simulate.ipynb #8315f343
 def _sample_of_checkout() -> Path | None:
