@@ -110,7 +110,7 @@ def test_metrics(
 ) -> dict[str, float]:
     """Accuracy and log-loss of a network on unseen objects."""
     measured = evaluate(model, DataLoader(unseen, 256))
-    scores = measured.scores.numpy() / temperature
+    scores = measured.logits.numpy() / temperature
     groups = unseen.catalogue.groups
     result = summarize_metrics(Predictions(scores, measured.labels.numpy(), groups, unseen.classes))
     return {"test_acc": result["accuracy"], "test_loss": result["log_loss"]}
@@ -216,7 +216,7 @@ def run_resnet(
     validated = evaluate(model.eval(), loaders[1], runner.device)
     return {
         **test_metrics(
-            model, unseen, fit_temperature(validated.scores.numpy(), validated.labels.numpy())
+            model, unseen, fit_temperature(validated.logits.numpy(), validated.labels.numpy())
         ),
         "params": sum(p.numel() for p in model.parameters()),
         "macs": macs,

@@ -69,7 +69,7 @@ def grow(
         )
         measured = evaluate(model, DataLoader(unseen, 256))
     predictions = Predictions(
-        measured.scores.numpy(),
+        measured.logits.numpy(),
         measured.labels.numpy(),
         unseen.catalogue.groups,
         history.base_architecture.classes,
@@ -88,7 +88,7 @@ def grow(
         "decisions": [f"{s.decision.action}: {s.decision.reason}" for s in history.steps],
         "final_training": history.final_training.reason if history.final_training else None,
         "stop_reason": history.stop_reason,
-        "scores": np.round(predictions.scores, 4).tolist(),
+        "scores": np.round(predictions.logits, 4).tolist(),
         "labels": predictions.labels.tolist(),
     }
 

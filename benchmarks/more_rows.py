@@ -57,7 +57,7 @@ def train_and_evaluate(
     row["seconds"] = round(time.monotonic() - began, 1)
     for test_name, test in tests.items():
         result = evaluate(model, DataLoader(test, 256))
-        is_right = (result.scores.argmax(dim=1) == result.labels).numpy()
+        is_right = (result.logits.argmax(dim=1) == result.labels).numpy()
         error = standard_error(is_right, test.catalogue.groups)
         metrics = {"accuracy": result.accuracy, "error": error, "log_loss": result.loss}
         row[test_name] = {key: round(value, 4) for key, value in metrics.items()}

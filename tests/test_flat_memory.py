@@ -137,5 +137,5 @@ def test_evaluation_keeps_no_tensor_of_a_batch(tiny: Tiny) -> None:
     assert len(num_alive) == 8
     assert max(num_alive) <= 1
     whole = Watched()(data.batch(torch.arange(60))[0], data.features)
-    assert torch.equal(result.scores, whole)
+    assert torch.equal(result.logits, whole)
     assert torch.equal(result.labels, data.labels)

@@ -213,12 +213,12 @@ def run_evaluate(
     print(describe_evaluation(evaluation))
     target = Path(config.out) if config.out else evaluation_path(folder, test_paths[0])
     if config.evaluate.baselines and loaders:
-        evaluation["compared"] = []
+        evaluation["baselines"] = []
         for row in _baselines(config, folder, loaders, test_paths):
             low, high = row.interval
             text = f"{row.name:20} {row.inputs:9} {row.accuracy:.3f} ({low:.3f} to {high:.3f})"
             print(text, flush=True)
-            evaluation["compared"].append(asdict(row))
+            evaluation["baselines"].append(asdict(row))
             write_json(target, evaluation)
     if target == folder / "evaluation.json" and state is not None:
         write_report(folder, state, evaluation)

@@ -303,7 +303,7 @@ class RunController:
             metrics = evaluate_on(config, folder, *test_paths, catalogues)
         write_report(folder, state, metrics)
         rows = read_test_rows(config.data, saved_model.architecture, *test_paths)
-        scores = predict(saved_model, rows, config.compute.device).scores
+        scores = predict(saved_model, rows, config.compute.device).logits
         predictions = DatasetPredictions(rows, scores, "test")
         self._evaluation = TestEvaluation(metrics["model_sha256"], metrics, predictions)
         return metrics

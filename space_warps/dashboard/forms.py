@@ -48,7 +48,7 @@ AUGMENT_LABELS = {
     "augment.shift": "maximum shift (pixels)",
     "augment.noise": "noise (fraction of the full range)",
     "augment.flip": "mirror flips",
-    "augment.quarter_turn": "quarter turns",
+    "augment.transpose": "transpose",
 }
 SEARCH_LABELS = {
     "search.strategy": "strategy",

@@ -127,7 +127,7 @@ def _move(images: Tensor, draws: tuple[Tensor, ...], strength: "Augment") -> Ten
         images,
         (mirror_x < 0) & strength.flip,
         (mirror_y < 0) & strength.flip,
-        (swap < 0) & strength.quarter_turn,
+        (swap < 0) & strength.transpose,
         shift,
     )
     if strength.rotation or strength.scale or strength.shear:
@@ -197,7 +197,7 @@ _LIMITS = {"rotation": 180, "shear": 45, "hue": 0.5}  # 1 for the others
 
 
 def _check_strengths(strengths: dict[str, Any]) -> None:
-    for name in ("flip", "quarter_turn"):
+    for name in ("flip", "transpose"):
         flag = strengths.pop(name)
         if not isinstance(flag, bool):
             raise InputError(f"{name} must be True or False; got {flag!r}")
@@ -223,16 +223,6 @@ def _check_batch(images: Tensor, rows: Tensor) -> None:
             f"got {rows.dtype} {list(rows.shape)}"
         )
 
-# %% ../../nbs/01_data/07_augment.ipynb #202dc314
-def _augment(images: Tensor, seed: int, epoch: int, rows: Tensor, strength: "Augment") -> Tensor:
-    _check_batch(images, rows)
-    keys = _keys_of(seed, epoch, rows.to(images.device))
-    draws = _draw_parameters(keys)
-    images = _change_light(_move(images.contiguous(), draws, strength), draws, strength)
-    if strength.noise:
-        images = _add_noise_(images, keys, strength.noise)
-    return images.clamp_(0, 1)
-
 # %% ../../nbs/01_data/07_augment.ipynb #30140f62
 @dataclass(frozen=True)
 class Augment:
@@ -247,7 +237,7 @@ class Augment:
     saturation: float = 0.0  # Factor within 1 +- this; three channels only
     hue: float = 0.0  # Turns of the hue by up to this, either way; three channels only
     noise: float = 0.0  # Standard deviation, in units of the full range
-    quarter_turn: bool = True  # Transpose half of the time; square images only
+    transpose: bool = True  # Transpose half of the time; square images only
     shift: int = 2  # Whole pixels; shift by up to this, vertically and horizontally
 
     def __post_init__(self) -> None:
@@ -263,7 +253,13 @@ class Augment:
         rows: Tensor,  # int64 [batch], rows of the samples in the catalogue
     ) -> Tensor:  # New images of the same shape, in [0, 1]
         "Augment each image in its own way."
-        return _augment(images, seed, epoch, rows, self)
+        _check_batch(images, rows)
+        keys = _keys_of(seed, epoch, rows.to(images.device))
+        draws = _draw_parameters(keys)
+        images = _change_light(_move(images.contiguous(), draws, self), draws, self)
+        if self.noise:
+            images = _add_noise_(images, keys, self.noise)
+        return images.clamp_(0, 1)
 
     def scaled(
         self,

@@ -77,10 +77,10 @@ def predict(
     device: str | torch.device | None = None,  # Where to compute; None takes the best there is
 ) -> Predictions:
     "Predict every row."
-    loader = DataLoader(dataset, 64)  # 256 rows need 0.3 GB more, for the same scores
+    loader = DataLoader(dataset, 64)  # 256 rows need 0.3 GB more, for the same logits
     evaluation = evaluate(saved_model.build(), loader, choose_device(device))
     groups, classes = dataset.catalogue.groups, saved_model.architecture.classes
-    return Predictions(evaluation.scores.numpy(), evaluation.labels.numpy(), groups, classes)
+    return Predictions(evaluation.logits.numpy(), evaluation.labels.numpy(), groups, classes)
 
 
 def evaluate_rows(
@@ -123,9 +123,7 @@ def overlaps_training(
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #5f3d7620
 def _log_test_access(
-    folder: str | Path,  # Folder of a run
-    csv_path: str | Path,  # Catalogue of the evaluation
-    num_rows: int,  # Rows of the evaluation
+    folder: str | Path, csv_path: str | Path, num_rows: int
 ) -> int:  # Number of evaluations on this catalogue so far, with this one
     "Log an evaluation of this run's model on a catalogue."
     log = Path(folder) / "test_access.jsonl"

@@ -47,7 +47,7 @@ def _measure_complexity(
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         for block in model.blocks:
             maps = block(maps)
-        model.score_maps(maps, features)
+        model.classify_maps(maps, features)
     return Complexity(model.num_params, counter.get_total_flops() // 2)
 
 # %% ../../nbs/02_models/07_complexity.ipynb #388f79b9

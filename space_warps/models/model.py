@@ -37,7 +37,7 @@ class Architecture:
     missing_flags: bool = True  # Whether flags mark missing features
     pool_sigmas: tuple[float, ...] = (0.2, 0.45)  # Of `GaussianWindowPool`, in half sides
     asinh_softening: float = 0.1  # Of the survey's asinh stretch, which the encoder inverts
-    tta: bool = False  # Test-time augmentation: average scores over all eight orientations
+    tta: bool = False  # Test-time augmentation: average logits over all eight orientations
 
     @property
     def encoded_shape(self) -> MapShape:
@@ -131,7 +131,7 @@ class ProgressiveModel(nn.Module):
         self,
         images: Tensor,  # float32 [batch, channels, height, width], in [0, 1]
         features: Tensor | None = None,  # float32 [batch, features], raw; NaN where missing
-    ) -> Tensor:  # float32 [batch, classes], scores (logits)
+    ) -> Tensor:  # float32 [batch, classes], logits
         "Score of each class."
         if self.training or not self.architecture.tta:
             return self._logits(images, features)
@@ -141,7 +141,7 @@ class ProgressiveModel(nn.Module):
     def _logits(self, images: Tensor, features: Tensor | None) -> Tensor:
         maps = self.feature_maps(images)
         with torch.autocast(maps.device.type, enabled=False):
-            return self.score_maps(maps.float(), features)
+            return self.classify_maps(maps.float(), features)
 
     def feature_maps(
         self,
@@ -153,17 +153,17 @@ class ProgressiveModel(nn.Module):
             maps = block(maps)
         return maps
 
-    def score_maps(
+    def classify_maps(
         self,
         maps: Tensor,  # float32 [batch, k, height, width], of the last block
         features: Tensor | None = None,  # float32 [batch, features], raw; NaN where missing
-    ) -> Tensor:  # float32 [batch, classes], scores (logits)
+    ) -> Tensor:  # float32 [batch, classes], logits
         "Apply pooling, projector and head to the maps of the last block."
         raw = features if features is not None else maps.new_empty(len(maps), 0)
         _check_features(raw, self.architecture)
         projected = self.projector(raw)  # without features, an empty tensor
-        scores: Tensor = self.head(torch.cat([self.pool(maps), projected], dim=1))
-        return scores
+        logits: Tensor = self.head(torch.cat([self.pool(maps), projected], dim=1))
+        return logits
 
     @property
     def num_params(self) -> int:

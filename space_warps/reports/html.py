@@ -157,7 +157,7 @@ def _test_section(record: dict[str, Any]) -> str:
         message
         + _table(["metric", "value", "95% interval"], rows)
         + _table(["class", "rows", "completeness", "purity", "F1"], classes)
-        + _baselines_table(record.get("compared", []))
+        + _baselines_table(record.get("baselines", []))
         + figures
     )
 

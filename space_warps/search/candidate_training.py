@@ -101,7 +101,7 @@ def _calibrate(
     "Turn on test-time augmentation and scale the scores by the best temperature."
     with_tta = replace(saved_model, architecture=replace(saved_model.architecture, tta=True))
     evaluation = evaluate(with_tta.build(), val_loader, device)
-    temperature = fit_temperature(evaluation.scores.numpy(), evaluation.labels.numpy())
+    temperature = fit_temperature(evaluation.logits.numpy(), evaluation.labels.numpy())
     return apply_temperature(with_tta, temperature), temperature
 
 # %% ../../nbs/04_search/07_candidate_training.ipynb #60913bbf
@@ -172,12 +172,12 @@ def _to_trained_candidate(
 ) -> TrainedCandidate:
     "The network of the best epoch, calibrated after a final training, and its result."
     saved_model, temperature = SavedModel(model.architecture, trained.state_dict), 1.0
-    accuracy, loss, scores = trained.best.val_acc, trained.best.val_loss, trained.scores
+    accuracy, loss, scores = trained.best.val_acc, trained.best.val_loss, trained.logits
     if candidate.is_final:
         saved_model, temperature = _calibrate(saved_model, val_loader, device)
     if candidate.is_final or precision != "float32":
         evaluation = evaluate(saved_model.build(), val_loader, device)
-        accuracy, loss, scores = evaluation.accuracy, evaluation.loss, evaluation.scores
+        accuracy, loss, scores = evaluation.accuracy, evaluation.loss, evaluation.logits
     result = CandidateResult(
         candidate,
         accuracy,

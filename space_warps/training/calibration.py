@@ -17,15 +17,15 @@ from ..models.saved_model import SavedModel
 
 # %% ../../nbs/03_training/05_calibration.ipynb #ed23d4aa
 def fit_temperature(
-    scores: npt.NDArray[np.floating],  # [rows, classes], before the softmax
+    logits: npt.NDArray[np.floating],  # [rows, classes]
     labels: npt.NDArray[np.int64],  # [rows], class index of each row
-) -> float:  # Above 1 if the scores are overconfident
-    "Temperature from 1/20 to 20 that minimizes the log-loss of the scores."
-    num_rows, num_classes = scores.shape
+) -> float:  # Above 1 if the logits are overconfident
+    "Temperature from 1/20 to 20 that minimizes the log-loss of the logits."
+    num_rows, num_classes = logits.shape
     targets = (num_rows * np.eye(num_classes)[labels] + 1) / (num_rows + num_classes)
 
     def log_loss(log_temperature: float) -> float:
-        scaled = scores.astype(np.float64) / np.exp(log_temperature)
+        scaled = logits.astype(np.float64) / np.exp(log_temperature)
         return -float((targets * log_softmax(scaled, axis=1)).sum(axis=1).mean())
 
     result = minimize_scalar(log_loss, bounds=(-np.log(20), np.log(20)), method="bounded")
@@ -36,7 +36,7 @@ def apply_temperature(
     saved_model: SavedModel,  # Not changed
     temperature: float,  # From `fit_temperature`
 ) -> SavedModel:
-    "A copy of the network with its scores divided by a temperature."
+    "A copy of the network with its logits divided by a temperature."
     state_dict = dict(saved_model.state_dict)
     for name in ("head.weight", "head.bias"):
         state_dict[name] = state_dict[name] / temperature

@@ -28,7 +28,7 @@ class BestEpoch:
 
     metrics: EpochMetrics  # Of this epoch
     state_dict: StateDict  # Weights after this epoch, a copy on the CPU
-    scores: Tensor  # float32 [rows, classes], of the validation rows, before the softmax
+    logits: Tensor  # float32 [rows, classes], of the validation rows
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def checkpoint_to_bytes(
     tensors = {"about": text} | _with_prefix("weights", checkpoint.state_dict)
     if checkpoint.best:
         tensors |= _with_prefix("best", checkpoint.best.state_dict) | {
-            "scores": checkpoint.best.scores
+            "logits": checkpoint.best.logits
         }
     for index, moments in state.items():
         own = {name: value for name, value in moments.items() if torch.is_tensor(value)}
@@ -142,7 +142,7 @@ def checkpoint_from_bytes(
         best = None
         if metadata["best"] is not None:
             metrics = from_json(metadata["best"], EpochMetrics)
-            best = BestEpoch(metrics, _without_prefix(tensors, "best"), tensors["scores"])
+            best = BestEpoch(metrics, _without_prefix(tensors, "best"), tensors["logits"])
         state = {
             int(index): {**numbers, **_without_prefix(tensors, f"state/{index}")}
             for index, numbers in metadata["optimizer"]["state"].items()

@@ -39,27 +39,26 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         coerce_numbers(self)
-        if self.epochs < 1:
-            raise InputError(f"epochs is at least 1; got {self.epochs}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"lr is a learning rate above 0; got {self.lr}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay is at least 0; got {self.weight_decay}")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"label_smoothing is a share in [0, 1); got {self.label_smoothing}")
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"schedule is one of {', '.join(SCHEDULES)}; got {self.schedule!r}")
-        if not (math.isfinite(self.augmentation) and self.augmentation >= 0):
-            raise InputError(f"augmentation is a factor of at least 0; got {self.augmentation}")
-        if self.selection_metric not in SELECTION_METRICS:
-            raise InputError(
-                f"selection_metric is one of {', '.join(SELECTION_METRICS)}; "
-                f"got {self.selection_metric!r}"
-            )
-        if not (math.isfinite(self.new_layer_lr_factor) and self.new_layer_lr_factor >= 1):
-            raise InputError(
-                f"new_layer_lr_factor is a factor of at least 1; got {self.new_layer_lr_factor}"
-            )
+        for name, fits, meaning in (
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("lr", 0 < self.lr < math.inf, "a learning rate above 0"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("label_smoothing", 0 <= self.label_smoothing < 1, "a share in [0, 1)"),
+            ("augmentation", 0 <= self.augmentation < math.inf, "a factor of at least 0"),
+            (
+                "new_layer_lr_factor",
+                1 <= self.new_layer_lr_factor < math.inf,
+                "a factor of at least 1",
+            ),
+            ("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+            (
+                "selection_metric",
+                self.selection_metric in SELECTION_METRICS,
+                f"one of {', '.join(SELECTION_METRICS)}",
+            ),
+        ):
+            if not fits:
+                raise InputError(f"{name} is {meaning}; got {getattr(self, name)!r}")
 
     def is_better(
         self,

@@ -18,9 +18,7 @@ TrainStep = Callable[[Batch], Tensor]  # Trains on a batch and returns its mean 
 _CapturedGraph = tuple[Callable[[], None], Tensor]  # Function that replays it, result
 
 
-def _run_on_side_stream(
-    work: Callable[[], Tensor],  # Computes on the current GPU
-) -> Tensor:
+def _run_on_side_stream(work: Callable[[], Tensor]) -> Tensor:
     "Run a function on a side stream, as required before capture."
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     current = torch.cuda.current_stream()
@@ -31,9 +29,7 @@ def _run_on_side_stream(
     return result
 
 
-def _capture_graph(
-    work: Callable[[], Tensor],  # Computes on the current GPU; has run before
-) -> _CapturedGraph:
+def _capture_graph(work: Callable[[], Tensor]) -> _CapturedGraph:
     "Capture the kernels of a function without running them."
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
