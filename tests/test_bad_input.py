@@ -12,8 +12,8 @@ from conftest import Tiny
 from PIL import Image
 
 from space_warps.cli.main import main
-from space_warps.core import write_atomic
 from space_warps.runs.state import read_history
+from space_warps.safety import SafeFolder
 
 QUICK = [
     "search.max_layers=1",
@@ -299,15 +299,16 @@ def test_disk_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The fifth weights file does not fit: one line, everything before it stays, and it resumes."""
-    paths: list[Path] = []
+    names: list[str] = []
+    write = SafeFolder.write
 
-    def full(path: Path, data: bytes) -> str:
-        paths.append(path)
-        if len([p for p in paths if p.suffix == ".safetensors"]) == 5:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return write_atomic(path, data)
+    def full(folder: SafeFolder, name: str, data: bytes | str) -> str:
+        names.append(name)
+        if len([name for name in names if name.endswith(".safetensors")]) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        return write(folder, name, data)
 
-    monkeypatch.setattr("space_warps.runs.artifacts.write_atomic", full)
+    monkeypatch.setattr(SafeFolder, "write", full)
     run = tmp_path / "run"
     args = [*tiny.words(), f"run.dir={run}", *QUICK[1:], "search.max_layers=2"]
     assert main(["search", *args]) == 2

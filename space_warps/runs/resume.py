@@ -15,6 +15,7 @@ from ..core import InputError
 from ..models.saved_model import SavedModel
 from .artifacts import LazyStateDict, read_checked, read_tensors
 from .state import RunState, resumable_history
+from ..safety import SafeFolder
 from ..search.candidate_training import TrainedCandidate
 from ..search.history import SearchHistory
 from ..search.records import Candidate, CandidateResult
@@ -29,8 +30,9 @@ def stored_model(
     "Network of a candidate; its weights are read on first use."
     candidate, base = result.candidate, resumable_history(state).base_architecture
     architecture = replace(base, blocks=candidate.blocks, tta=candidate.is_final)
-    path = folder / f"{candidate.name}.safetensors"
-    return SavedModel(architecture, LazyStateDict(path, state.results[candidate.name].sha256))
+    sha256 = state.results[candidate.name].sha256
+    weights = LazyStateDict(folder, f"{candidate.name}.safetensors", sha256)
+    return SavedModel(architecture, weights)
 
 
 def stored_scores(
@@ -39,9 +41,13 @@ def stored_scores(
     result: CandidateResult,  # Result of a candidate of this run that has not failed
 ) -> Tensor:  # float32 [rows, classes], before softmax
     "Validation scores of a candidate."
-    name = result.candidate.name
-    path = folder / f"{name}.scores.safetensors"
-    return read_tensors(path, state.results[name].scores_sha256)["scores"]
+    name, history = result.candidate.name, resumable_history(state)
+    file = f"{name}.scores.safetensors"
+    scores = read_tensors(folder, file, state.results[name].scores_sha256).get("scores")
+    shape = history.num_val, len(history.base_architecture.classes)
+    if scores is None or scores.shape != shape or not scores.is_floating_point():
+        raise InputError(f"{folder / file} has no scores of shape {shape}; restore it")
+    return scores
 
 # %% ../../nbs/06_runs/06_resume.ipynb #abfc68a7
 class RunResumeState:
@@ -53,6 +59,7 @@ class RunResumeState:
         state: RunState,  # State of the run; it may change while the search runs
     ) -> None:
         self.folder, self.state = Path(folder), state
+        self.max_deaths = 2  # Deaths of the process in a training, until the training has failed
 
     @property
     def history(self) -> SearchHistory | None:
@@ -76,7 +83,7 @@ class RunResumeState:
         "Load the result of a candidate; raises `InputError` if its name belongs to another one."
         name = candidate.name if candidate.name in self.state.results else self._matches(candidate)
         if name is None:
-            return None
+            return self._given_up(candidate)
         stored = self.state.results[name].result
         if replace(stored.candidate, branch=candidate.branch) != candidate:
             raise InputError(
@@ -88,10 +95,22 @@ class RunResumeState:
             assert self.state.history is not None  # there are results
             return TrainedCandidate(SavedModel(self.state.history.base_architecture, {}), result)
         files = [f"{name}.safetensors", f"{name}.scores.safetensors"]
-        if not all((self.folder / file).is_file() for file in files):
+        if not all(SafeFolder(self.folder).has(file) for file in files):
             return None
         saved_model = stored_model(self.folder, self.state, stored)
         return TrainedCandidate(saved_model, result, stored_scores(self.folder, self.state, stored))
+
+    def _given_up(self, candidate: Candidate) -> TrainedCandidate | None:
+        "A failed result for a candidate whose training has killed the process each time."
+        if self.state.deaths.get(candidate.name, 0) < self.max_deaths:
+            return None
+        reason = (
+            f"its training ended the process {self.max_deaths} times within the first epoch, most "
+            "likely for lack of memory; limit the size of networks or give it more memory"
+        )
+        assert self.state.history is not None  # it has started
+        failed = CandidateResult(candidate, 0.0, 0.0, 0, 0, (), "", reason)
+        return TrainedCandidate(SavedModel(self.state.history.base_architecture, {}), failed)
 
     def _matches(self, candidate: Candidate) -> str | None:
         "Name of the same final training on a branch that ended at the current node."
@@ -108,6 +127,6 @@ class RunResumeState:
     ) -> Checkpoint | None:  # None if there is none
         "Load the checkpoint of a training that was interrupted."
         file, sha256 = self.state.checkpoints.get(candidate.name, ("", ""))
-        if not file or not (self.folder / file).is_file():
+        if not file or not SafeFolder(self.folder).has(file):
             return None
-        return checkpoint_from_bytes(read_checked(self.folder / file, sha256))
+        return checkpoint_from_bytes(read_checked(self.folder, file, sha256))

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core import InputError, from_json
 from ..models.model import Architecture
+from .artifacts import checkpoint_name
 from .journal import read_events
 from ..search.config import SearchConfig
 from ..search.history import SearchHistory, pareto_results
@@ -105,6 +106,8 @@ class RunState:
     step: int = 0  # Number of the current step
     num_trainings: int = 0  # Number of trainings of the current step
     is_final_training: bool = False  # The trainings are those of the final training
+    deaths: dict[str, int] = field(default_factory=dict)  # Of the process in a first epoch, by name
+    starting: set[str] = field(default_factory=set)  # Candidates in their first epoch now
     is_open: bool = False  # A step or the final training has started and is not decided
     _decisions: dict[int, Decisions] = field(default_factory=lambda: {0: ()})  # By node
 
@@ -113,15 +116,20 @@ class RunState:
         event: dict[str, Any],  # Output of `event_to_json`, with the entries of a run folder
     ) -> None:
         "Update the state by an event; raises `InputError` if it contradicts earlier events."
-        name = event["event"]
+        name = event.get("event")
         if self.history is None and name != "search_started":
             raise InputError("the events do not begin with search_started; restore events.jsonl")
-        if name not in _REDUCERS:
-            raise InputError(f"unknown event {name!r}; restore events.jsonl")
-        self.seconds = event.get("at_s", self.seconds)
-        self.environment = event.get("environment", self.environment)
+        if not isinstance(name, str) or name not in _REDUCERS:
+            raise InputError(f"unknown event {str(name)[:40]!r}; restore events.jsonl")
+        try:
+            _check_types(event)
+            self.seconds = event.get("at_s", self.seconds)
+            self.environment = event.get("environment", self.environment)
+            _REDUCERS[name](self, event)
+        except (KeyError, IndexError, InputError) as error:
+            reason = error if isinstance(error, InputError) else f"{error} is missing"
+            raise InputError(f"event {name!r} of events.jsonl cannot be read: {reason}") from error
         self.is_ended = name == "search_ended"
-        _REDUCERS[name](self, event)
 
     def apply_backtrack(
         self,
@@ -163,6 +171,25 @@ class RunState:
         return set(self.results) - decided | {result.candidate.name for result in selected}
 
 # %% ../../nbs/06_runs/05_state.ipynb #3f60c104
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("at_s", "seconds"), (int, float)),
+    **dict.fromkeys(("num_train", "num_val", "step", "num_trainings"), int),
+    **dict.fromkeys(("environment", "latency_ms"), dict),
+    **dict.fromkeys(("sha256", "scores_sha256", "val_sha256", "base_sha256", "model_sha256"), str),
+    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "stop_reason", "history_sha256"), str),
+    "candidates": list,
+    "interrupted": bool,
+}  # Of the entries that are no records
+
+
+def _check_types(event: dict[str, Any]) -> None:
+    for name, kind in _TYPES.items():
+        value = event.get(name)
+        is_wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if name in event and is_wrong and not (name == "step" and event["event"] == "step_ended"):
+            raise InputError(f"{name} is of type {type(value).__name__}")
+
+
 def _start_search(state: RunState, event: dict[str, Any]) -> None:
     state.history = SearchHistory(
         from_json(event["config"], SearchConfig),
@@ -177,7 +204,11 @@ def _start_search(state: RunState, event: dict[str, Any]) -> None:
 
 def _end_step(state: RunState, event: dict[str, Any]) -> None:
     history, step = resumable_history(state), from_json(event["step"], Step)
-    _add_node(state, replace(history, steps=(*history.steps, step)), state.current)
+    if step.number != len(history.steps) + 1:
+        raise InputError(f"step {step.number} does not follow {len(history.steps)} steps")
+    history = replace(history, steps=(*history.steps, step))
+    history.final_result  # raises if a decision names a candidate that is not there
+    _add_node(state, history, state.current)
     state.candidates, state.is_open = (), False
     decision = None if step.decision.author == "rule" else step.decision
     state.decisions = state._decisions[state.current] = (*state.decisions, decision)
@@ -198,7 +229,7 @@ def _backtrack(state: RunState, event: dict[str, Any]) -> None:
     state.candidates, state.is_open = (), False
     state.trainings, state.is_final_training = {}, False
     before = state.decisions if backtrack.node is None else state._decisions[backtrack.node]
-    # A callback answers after a step: before the first one, the rule decides a step.
+    # A person can only go back once a step is decided; the rule decides the first one.
     state.decisions = (*(before or (None,)), replace(backtrack, node=None))
     if backtrack.candidate is not None:
         state._decisions[state.current] = state.decisions
@@ -206,6 +237,8 @@ def _backtrack(state: RunState, event: dict[str, Any]) -> None:
 
 def _end_final_training(state: RunState, event: dict[str, Any]) -> None:
     final = from_json(event["final_training"], FinalTraining)
+    if final.selected is not None and final.selected.failed is not None:
+        raise InputError("a failed network is selected")
     state.history, state.is_open = replace(_current_history(state), final_training=final), False
 
 # %% ../../nbs/06_runs/05_state.ipynb #6528fd78
@@ -216,7 +249,7 @@ def _end_search(state: RunState, event: dict[str, Any]) -> None:
             "the hash of the history does not match the one at its end; restore events.jsonl"
         )
     state.history, state.is_complete = ended, not event["interrupted"]
-    state.is_open = False
+    state.is_open, state.starting = False, set()
     state.model_sha256 = event.get("model_sha256", "")
     state.search_s = event.get("seconds", state.seconds)
     state.latency_ms = event.get("latency_ms", {})
@@ -262,15 +295,20 @@ def _start_candidate(state: RunState, event: dict[str, Any]) -> None:
     candidate, now = from_json(event["candidate"], Candidate), state.seconds
     new = CandidateProgress(candidate, now, last_event_s=now)
     training = state.trainings.setdefault(candidate.name, new)
+    if not training.epochs:
+        state.starting.add(candidate.name)
     training.start_s, training.last_event_s = now - training.seconds, now  # without interruptions
 
 # %% ../../nbs/06_runs/05_state.ipynb #17feec47
 def _end_epoch(state: RunState, event: dict[str, Any]) -> None:
-    name = from_json(event["candidate"], Candidate).name
+    candidate = from_json(event["candidate"], Candidate)
+    name, metrics = candidate.name, from_json(event["metrics"], EpochMetrics)
+    state.starting.discard(name)
     if "checkpoint" in event:
+        if event["checkpoint"] != checkpoint_name(candidate, metrics.epoch):
+            raise InputError(f"the checkpoint of {name} has another name")
         state.checkpoints[name] = event["checkpoint"], event["checkpoint_sha256"]
     if (training := state.trainings.get(name)) is not None:
-        metrics = from_json(event["metrics"], EpochMetrics)
         earlier = [epoch for epoch in training.epochs if epoch.epoch < metrics.epoch]
         training.epochs = [*earlier, metrics]
         training.last_event_s = state.seconds
@@ -282,13 +320,17 @@ def _end_candidate(state: RunState, event: dict[str, Any]) -> None:
     hashes = event.get("sha256", ""), event.get("scores_sha256", "")
     state.results[name] = StoredResult(result, *hashes)
     state.checkpoints.pop(name, None)
+    state.starting.discard(name)
     training = state.trainings.setdefault(name, CandidateProgress(result.candidate, 0.0))
     training.result, training.last_event_s = result, state.seconds
     state.training_s[name] = training.seconds
 
 
 def _resume(state: RunState, event: dict[str, Any]) -> None:
-    "A resume changes the environment only, which `RunState.add` updates."
+    "A training that was in its first epoch before a resume was one in which the process died."
+    for name in state.starting:
+        state.deaths[name] = state.deaths.get(name, 0) + 1
+    state.starting = set()
 
 # %% ../../nbs/06_runs/05_state.ipynb #2df1158e
 _REDUCERS = {
@@ -320,7 +362,7 @@ def read_run_state(
 ) -> RunState:
     "Rebuild the state of a run; raises `InputError` if its events are damaged or incomplete."
     state, events = RunState(), read_events(folder)
-    if not events or events[0].get("event") != "search_started":
+    if not events:
         raise InputError(
             f"{folder}/events.jsonl does not begin with search_started; restore the file"
         )
