@@ -26,6 +26,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ..core import InputError
 from ..data.augment import Augment
+from ..data.fetch import FetchOptions
 from ..search.config import PLAIN_PRESET, SearchConfig
 from ..search.settings import closest_name, config_diff, list_settings, with_overrides
 
@@ -113,7 +114,10 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     simulate: SimulateConfig = field(default_factory=SimulateConfig)
-    out: str | None = None  # File for the metrics of evaluate; None: in the run folder
+    fetch: FetchOptions = field(default_factory=FetchOptions)
+    out: str | None = (
+        None  # File for the metrics of evaluate; None: in the run folder; folder of fetch
+    )
     track: Any = None  # Trackers: tensorboard, wandb, or a list of both
     step: Any = None  # Step of the run, 0: empty network; for replay also final
     node: int | None = None  # Node of the run tree; None: the current one
@@ -284,7 +288,7 @@ def _quote_text(arg: str) -> str:
     key, equals, value = arg.partition("=")
     if key not in _TEXT_KEYS or not equals or value in ("", "null") or value[0] in "'\"":
         return arg
-    text = value if key == "note" else str(Path(value).expanduser())
+    text = value if key in ("note", "fetch.url", "fetch.hips") else str(Path(value).expanduser())
     return f"{key}='" + text.replace("'", "\\'").replace("${", "\\${") + "'"
 
 # %% ../../nbs/10_cli/01_config.ipynb #ffbfce49
@@ -298,6 +302,8 @@ _TEXT_KEYS = (
     "out",
     "run.dir",
     "simulate.out_dir",
+    "fetch.hips",
+    "fetch.url",
     "search.device",
     "search.precision",
 )

@@ -16,7 +16,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from .commands import run_audit, run_evaluate, run_report, run_search, run_simulate
+from space_warps.cli.commands import (
+    run_audit,
+    run_evaluate,
+    run_fetch,
+    run_report,
+    run_search,
+    run_simulate,
+)
 from space_warps.cli.config import (
     group_descriptions,
     key_descriptions,
@@ -63,6 +70,7 @@ COMMANDS = {
     "search": "search for a network on a catalogue and write a run folder",
     "evaluate": "evaluate the model of run.dir on a labelled catalogue",
     "audit": "check a catalogue and print its problems",
+    "fetch": "download a cutout from a survey for each row of data.csv_path to out",
     "simulate": "write a simulated catalogue to simulate.out_dir",
     "report": "write the report of run.dir again",
     "tree": "print the steps and branches of run.dir",
@@ -147,6 +155,7 @@ def _run(command: str, args: Sequence[str]) -> int:
     others = {
         "evaluate": run_evaluate,
         "audit": run_audit,
+        "fetch": run_fetch,
         "simulate": run_simulate,
         "report": run_report,
         "tree": run_tree,
