@@ -29,6 +29,7 @@ setup(
         "lab": metadata["lab_requirements"].split(),
         "tensorboard": metadata["tensorboard_requirements"].split(),
         "wandb": metadata["wandb_requirements"].split(),
+        "hdf5": metadata["hdf5_requirements"].split(),
         "docs": metadata["docs_requirements"].split(),
         "dev": metadata["dev_requirements"].split(),
     },

@@ -22,6 +22,8 @@ from side_by_side import Row, compare, parse, show
 from space_warps.data.augment import Augment
 from space_warps.data.catalogue import ReadOptions
 from space_warps.data.dataset import Space_Galaxi
+from space_warps.data.image_lookup import find_images
+from space_warps.data.image_sources import ImageSource
 from space_warps.data.image_store import load_images
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
@@ -34,16 +36,22 @@ def bare_loop(paths: Sequence[Path], mode: str) -> None:
             np.asarray(image.convert(mode))
 
 
+def source_of(paths: Sequence[Path]) -> ImageSource:
+    """The files as the images of a catalogue."""
+    return find_images([path.stem for path in paths], paths[0].parent, {})
+
+
 def decoding(name: str, paths: Sequence[Path], mode: str, rounds: int) -> Row:
     """All cores against the time of one divided by their number."""
-    ours = functools.partial(load_images, paths, ReadOptions(max_resident_bytes=2**40))
+    ours = functools.partial(load_images, source_of(paths), ReadOptions(max_resident_bytes=2**40))
     row = compare(name, ours, functools.partial(bare_loop, paths, mode), rounds)
     return Row(name, row.ours_s, row.reference_s / (os.cpu_count() or 1))
 
 
 def second_start(name: str, paths: Sequence[Path], cache: Path, rounds: int) -> Row:
     """With the file of the first start against without it."""
-    load = functools.partial(load_images, paths, ReadOptions(max_resident_bytes=0, cache_dir=cache))
+    options = ReadOptions(max_resident_bytes=0, cache_dir=cache)
+    load = functools.partial(load_images, source_of(paths), options)
 
     def first() -> None:
         shutil.rmtree(cache)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from space_warps.data import groups, image_store, images
 from space_warps.data.augment import Augment
 from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
+from space_warps.data.image_lookup import find_images
 from space_warps.data.image_store import MemmapImages, load_images
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.saved_model import SavedModel, state_dict_to_bytes
@@ -87,22 +88,23 @@ def test_worker_processes_map_the_file(tiny: Tiny, mapped: dict[str, Any]) -> No
 def test_every_core_decodes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many images are decoded at once as there are cores."""
     monkeypatch.setattr(groups, "BATCH_ROWS", 4)
-    decode = images._decode
-    paths = [tiny.image(row) for row in range(60)]
-    first = set(
-        paths[: 4 * (os.cpu_count() or 1) : 4]
-    )  # the first row of each thread's first batch
+    fit_shape = images.fit_shape
+    source = find_images([tiny.image(row).stem for row in range(60)], tiny.img_dir_path, {})
+    first = {
+        images.read_image(source, row)[0].tobytes()  # of each thread's first batch
+        for row in range(0, 4 * (os.cpu_count() or 1), 4)
+    }
     barrier = threading.Barrier(len(first))
 
-    def decode_together(path: Path, image: Any) -> Any:
-        if path in first:
+    def fit_together(values: Any, *more: Any) -> Any:
+        if values.tobytes() in first:
             barrier.wait(timeout=60)  # fails if one thread does the work of two
-        return decode(path, image)
+        return fit_shape(values, *more)
 
-    monkeypatch.setattr(images, "_decode", decode_together)
-    result, bad = load_images(paths)
+    monkeypatch.setattr(images, "fit_shape", fit_together)
+    result, bad = load_images(source)
     assert not bad
-    assert np.array_equal(result[torch.tensor([3])][0], images.read_image(paths[3], (1, 12, 12)))
+    assert np.array_equal(result[torch.tensor([3])][0], images.read_image(source, 3)[0])
 
 
 def test_progress_is_shown(tiny: Tiny, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from .config import Config, DataConfig
 from ..core import InputError, sha256_file, write_atomic
 from ..data.catalogue import Catalogue, ReadOptions
 from ..data.dataset import Batch, Space_Galaxi
+from ..data.image_arrays import ImageOptions
 from ..data.loaders import Split, split_loaders
 from ..data.simulate import sample_catalogue
 from ..data.split import hold_out
@@ -53,6 +54,20 @@ def read_options(
         max_resident_bytes=data.max_resident_bytes,
         cache_dir=data.cache_dir,
         progress=progress,
+        images=_image_options(data),
+    )
+
+
+def _image_options(data: DataConfig) -> ImageOptions:
+    hdu = tuple(data.hdu) if isinstance(data.hdu, list | tuple) else data.hdu
+    return ImageOptions(
+        tuple(data.bands),
+        hdu,
+        data.suffix,
+        data.path_column,
+        data.stretch,
+        data.crop_size,
+        data.pixel_scale,
     )
 
 # %% ../../nbs/10_cli/03_datasets.ipynb #8301a010

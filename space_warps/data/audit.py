@@ -19,14 +19,14 @@ from torch import Tensor
 from space_warps.data.catalogue import (
     DEFAULT_READ_OPTIONS,
     REQUIRED_COLUMNS,
-    ImagePaths,
     ReadOptions,
     find_bad_labels,
-    find_images,
     read_features,
     sorted_classes,
 )
-from .groups import count_votes, digest_files, group_objects, image_ceiling
+from .groups import count_votes, group_objects, image_ceiling
+from .image_lookup import find_images
+from .image_sources import ImageSource, digest_images
 from .image_statistics import BoostingScores, image_statistics, score_boosting
 from .image_store import MemmapImages, load_images
 from .split import leaked_share
@@ -66,7 +66,7 @@ class _FileRows:
     dec: npt.NDArray[np.float64]  # [rows] degrees
     feature_names: tuple[str, ...]
     features: npt.NDArray[np.float64]  # [rows, features]
-    paths: ImagePaths
+    paths: ImageSource
     pixels: Tensor | MemmapImages  # uint8 [rows, channels, height, width]
     faults: dict[str, dict[int, str]]  # Kind of fault -> row -> message
 
@@ -80,14 +80,16 @@ _FAULTS = ("labels and ids", "positions", "features", "missing images", "unusabl
 
 def _read_rows(csv_path: str | Path, img_dir_path: str | Path, options: ReadOptions) -> _FileRows:
     table = read_table(csv_path)
-    check_columns(table, [*REQUIRED_COLUMNS, *options.features], csv_path)
+    needed = [*REQUIRED_COLUMNS, *options.features, options.images.path_column or "id"]
+    check_columns(table, needed, csv_path)
     faults: dict[str, dict[int, str]] = {kind: {} for kind in _FAULTS}
     faults["labels and ids"] = find_bad_labels(table, None)
     ra = parse_numbers(table["ra"].tolist(), "ra", faults["positions"], 0, 360)
     dec = parse_numbers(table["dec"].tolist(), "dec", faults["positions"], -90, 90)
     features = read_features(table, options.features, faults["features"])
     missing = faults["missing images"]
-    paths = find_images(table["id"].tolist(), img_dir_path, missing)
+    column = options.images.path_column or "id"
+    paths = find_images(table[column].tolist(), img_dir_path, missing, options.images)
     pixels, unusable = load_images(paths, options)
     faults["unusable images"] = {row: unusable[row] for row in unusable if row not in missing}
     return _FileRows(table, ra, dec, tuple(options.features), features, paths, pixels, faults)
@@ -140,7 +142,7 @@ def audit_catalogue(
     rows = _read_rows(csv_path, img_dir_path, options)
     bad = {row for messages in rows.faults.values() for row in messages}
     good = np.setdiff1d(np.arange(len(rows.table)), list(bad))
-    digests = digest_files(rows.paths.select(good), options.progress)
+    digests = digest_images(rows.paths.select(good), options.progress)
     groups = group_objects(rows.ra[good], rows.dec[good], digests) if len(good) else good
     result = _summarize(csv_path, rows, good, groups)
     if print_result:

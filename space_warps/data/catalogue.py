@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['REQUIRED_COLUMNS', 'DEFAULT_READ_OPTIONS', 'find_sentinels', 'sentinel_pairs', 'read_features', 'sorted_classes',
-           'ImagePaths', 'find_images', 'Catalogue', 'ReadOptions', 'read_catalogue', 'find_bad_labels']
+           'Catalogue', 'ReadOptions', 'read_catalogue', 'find_bad_labels']
 
 # %% ../../nbs/01_data/03_catalogue.ipynb #b8c6600c
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from ..core import InputError
-from .groups import digest_files, group_objects
+from .groups import group_objects
+from .image_arrays import DEFAULT_IMAGE_OPTIONS, ImageOptions
+from .image_lookup import find_images
+from .image_sources import ImageSource, digest_images
 from space_warps.data.tables import (
     OnBadRow,
     check_columns,
@@ -79,67 +80,6 @@ def sorted_classes(
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
 
-# %% ../../nbs/01_data/03_catalogue.ipynb #cf03256b
-class ImagePaths(Sequence[Path]):
-    "Paths in one folder, created on access: a million `Path` objects take half a gigabyte."
-
-    def __init__(
-        self,
-        folder: Path,  # Folder of the images
-        names: npt.NDArray[np.object_],  # [rows] file names without suffix
-        suffixes: npt.NDArray[np.object_],  # [rows] with the dot; empty if there is no file
-    ) -> None:
-        self.folder, self.names, self.suffixes = folder, names, suffixes
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @overload
-    def __getitem__(self, row: int) -> Path: ...
-    @overload
-    def __getitem__(self, row: slice) -> "ImagePaths": ...
-    def __getitem__(self, row: int | slice) -> "Path | ImagePaths":
-        if isinstance(row, slice):
-            return self.select(row)
-        suffix = self.suffixes[row]
-        return self.folder / f"{self.names[row]}{suffix}" if suffix else self.folder
-
-    def select(
-        self,
-        rows: slice | npt.NDArray[Any],  # Rows to keep
-    ) -> "ImagePaths":
-        "Select the paths of some rows."
-        return ImagePaths(self.folder, self.names[rows], self.suffixes[rows])
-
-# %% ../../nbs/01_data/03_catalogue.ipynb #6d7545e1
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".fits")
-
-
-def find_images(
-    ids: Sequence[str],  # Names of cutouts, without suffix
-    img_dir_path: str | Path,  # Folder that holds them
-    bad: dict[int, str],  # Messages are added here, by row
-) -> ImagePaths:  # A path per id; the folder itself if there is none
-    "Find the image of each id; raise `InputError` if the folder does not exist."
-    folder = Path(img_dir_path)
-    if not folder.is_dir():
-        raise InputError(f"no folder of images at {folder}; give the folder that holds ID.jpg")
-    suffixes: dict[str, str] = dict.fromkeys(ids, "")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name, dot, suffix = entry.name.rpartition(".")
-            if name and name in suffixes and dot + suffix.lower() in _SUFFIXES:
-                # of two files for one id, take the first in _SUFFIXES
-                suffixes[name] = min(suffixes[name] or dot + suffix, dot + suffix, key=_rank)
-    for row, name in enumerate(ids):
-        if not suffixes[name]:
-            bad.setdefault(row, f"no image {name}.jpg, .png or .fits in {folder}")
-    return ImagePaths(folder, np.asarray(ids, object), np.array([suffixes[i] for i in ids], object))
-
-
-def _rank(suffix: str) -> tuple[int, str]:
-    return _SUFFIXES.index(suffix.lower()), suffix
-
 # %% ../../nbs/01_data/03_catalogue.ipynb #3a61156d
 REQUIRED_COLUMNS = ("id", "ra", "dec", "class")
 
@@ -154,7 +94,7 @@ class Catalogue:
     labels: np.ndarray[Any, np.dtype[np.int64]]  # [rows] class of each row
     feature_names: tuple[str, ...]  # Names of the feature columns
     features: np.ndarray[Any, np.dtype[np.float64]]  # [rows, features] raw; NaN where missing
-    paths: ImagePaths  # Image of each row
+    paths: ImageSource  # Image of each row
     groups: np.ndarray[Any, np.dtype[np.int64]]  # [rows] rows of the same object share a number
     skipped: tuple[str, ...] = ()  # A message for each skipped row
 
@@ -190,6 +130,7 @@ class ReadOptions:
     max_resident_bytes: int = 2**30  # Larger image data is memory-mapped
     cache_dir: str | Path | None = None  # Folder of mapped data; None is the user's cache
     progress: bool = False  # Show progress bars
+    images: ImageOptions = DEFAULT_IMAGE_OPTIONS  # Bands, HDU, stretch, crop, pixel scale
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
@@ -208,19 +149,21 @@ def read_catalogue(
 ) -> Catalogue:
     "Read and check a catalogue; raise `InputError` for a row or file that cannot be used."
     table = read_table(csv_path)
-    check_columns(table, [*REQUIRED_COLUMNS, *options.features], csv_path)
+    needed = [*REQUIRED_COLUMNS, *options.features, options.images.path_column or "id"]
+    check_columns(table, needed, csv_path)
     bad = find_bad_labels(table, options.classes)
     ra = parse_numbers(table["ra"].tolist(), "ra", bad, 0, 360)
     dec = parse_numbers(table["dec"].tolist(), "dec", bad, -90, 90)
     values = read_features(table, options.features, bad)
-    paths = find_images(table["id"].tolist(), img_dir_path, bad)
+    column = options.images.path_column or "id"
+    paths = find_images(table[column].tolist(), img_dir_path, bad, options.images)
     skipped = raise_or_skip(bad, table, csv_path, options.on_bad_row)
     good = np.setdiff1d(np.arange(len(table)), list(bad))
     table, paths = table.iloc[good], paths.select(good)
     classes = options.classes
     names = sorted_classes(table["class"].tolist()) if classes is None else tuple(classes)
     indices = {name: index for index, name in enumerate(names)}
-    digests = digest_files(paths, options.progress)
+    digests = digest_images(paths, options.progress)
     return Catalogue(
         csv_path=Path(csv_path),
         table=table,

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -23,7 +23,14 @@ from torch.utils.data import Dataset
 
 from ..core import seeded
 from .catalogue import Catalogue, ReadOptions, read_catalogue
-from .image_store import ImageStore, MemmapImages, iter_chunks, load_images
+from .image_arrays import DEFAULT_IMAGE_OPTIONS, ImageOptions, ImageScaling
+from space_warps.data.image_store import (
+    ImageStore,
+    MemmapImages,
+    iter_chunks,
+    measure_limits,
+    read_images,
+)
 from .tables import OnBadRow, raise_or_skip
 
 # %% ../../nbs/01_data/06_dataset.ipynb #06037193
@@ -87,15 +94,25 @@ class Space_Galaxi(Dataset[Batch]):
         cache_dir: str | Path | None = None,  # Folder of mapped data; None is the user's cache
         seed: int = 42,  # Seed of random transforms
         progress: bool = False,  # Show progress bars
+        images: ImageOptions = DEFAULT_IMAGE_OPTIONS,  # Bands, HDU, stretch, crop, pixel scale
     ) -> None:
         options = ReadOptions(
-            features, classes, image_size, on_bad_row, max_resident_bytes, cache_dir, progress
+            features,
+            classes,
+            image_size,
+            on_bad_row,
+            max_resident_bytes,
+            cache_dir,
+            progress,
+            images,
         )
         catalogue = read_catalogue(csv_path, img_dir_path, options)
-        pixels, bad = load_images(catalogue.paths, options)
-        skipped = raise_or_skip(bad, catalogue.table, csv_path, on_bad_row)
-        good = np.setdiff1d(np.arange(len(catalogue)), list(bad))
-        self.image_store = ImageStore(pixels)
+        loaded = read_images(catalogue.paths, options)
+        skipped = raise_or_skip(loaded.bad, catalogue.table, csv_path, on_bad_row)
+        good = np.setdiff1d(np.arange(len(catalogue)), list(loaded.bad))
+        self.image_store = ImageStore(loaded.pixels)
+        self._measured = ImageScaling(images.bands, pixel_scale=loaded.pixel_scale)
+        self._scaling = images.scaling
         self.transform = transform
         self.seed = seed
         self.epoch = 0
@@ -141,7 +158,7 @@ class Space_Galaxi(Dataset[Batch]):
     ) -> Batch:  # images float32 [batch, channels, height, width], labels [batch], features [batch, features]
         "Gather many samples and transform them on `device`."
         rows = self.rows[indices]
-        images = self.image_store.gather(rows, device).to(torch.float32).div_(255)
+        images = self.scaling.apply(self.image_store.gather(rows, device))
         images = apply_transform(
             self.transform, images, seed=self.seed, epoch=self.epoch, rows=rows
         )
@@ -169,8 +186,29 @@ class Space_Galaxi(Dataset[Batch]):
         return digest.hexdigest()
 
     @property
+    def scaling(self) -> ImageScaling:
+        "How pixels become images in [0, 1]: as the model says, or measured on these samples."
+        if self._scaling is None:
+            self._scaling = self.measure_scaling()
+        return self._scaling
+
+    def measure_scaling(self) -> ImageScaling:
+        "Measure the limits of the stretch on these samples, if their pixels are fluxes."
+        low, high = measure_limits(self.pixels, self.rows)
+        return replace(self._measured, low=low, high=high)
+
+    def with_scaling(
+        self,
+        scaling: ImageScaling,  # Of the training rows
+    ) -> "Space_Galaxi":
+        "A copy with this scaling, unless a model determines it; pixels are shared."
+        other = copy.copy(self)
+        other._scaling = self._scaling or scaling
+        return other
+
+    @property
     def pixels(self) -> Tensor | MemmapImages:
-        "uint8 [rows of the catalogue, channels, height, width], shared by all subsets."
+        "uint8 or float32 [rows of the catalogue, channels, height, width], shared by all subsets."
         return self.image_store.pixels
 
     @property
@@ -192,6 +230,9 @@ class InputStatistics:
     image_mean: tuple[float, ...]  # Per channel, of images in [0, 1]
     image_std: tuple[float, ...]  # Per channel
     feature_edges: tuple[tuple[float, ...], ...]  # Per feature: edges of bins, ascending
+    scaling: ImageScaling = field(  # How pixels become images in [0, 1]
+        default=ImageScaling(), metadata={"omit_if_default": True}
+    )
 
 
 def measure_input_statistics(
@@ -199,6 +240,16 @@ def measure_input_statistics(
     num_bins: int = 8,  # Bins of each feature, with about as many rows each
 ) -> InputStatistics:
     "Measure mean and spread of the images, and the edges of the bins of each feature."
+    mean, std = _measure_images(dataset)
+    spread = np.where(std > 0, std, 1.0)  # a constant image is only shifted
+    edges = tuple(_bin_edges(column, num_bins) for column in dataset.catalogue.features.T)
+    return InputStatistics(tuple(mean.tolist()), tuple(spread.tolist()), edges, dataset.scaling)
+
+
+def _measure_images(dataset: Space_Galaxi) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    "Mean and standard deviation of each band, of images in [0, 1]."
+    if dataset.scaling.low:
+        return _measure_fluxes(dataset)
     counts = torch.zeros(dataset.image_shape[0], 256, dtype=torch.int64)
     for chunk in iter_chunks(dataset.pixels, dataset.rows):
         for channel, values in enumerate(torch.from_numpy(chunk).transpose(0, 1)):
@@ -206,10 +257,19 @@ def measure_input_statistics(
     shades = torch.arange(256, dtype=torch.float64) / 255
     shares = counts.to(torch.float64) / counts.sum(dim=1, keepdim=True)
     mean = (shares * shades).sum(dim=1)
-    std = (shares * (shades - mean[:, None]) ** 2).sum(dim=1).sqrt().numpy()
-    spread = np.where(std > 0, std, 1.0)  # a constant image is only shifted
-    edges = tuple(_bin_edges(column, num_bins) for column in dataset.catalogue.features.T)
-    return InputStatistics(tuple(mean.tolist()), tuple(spread.tolist()), edges)
+    std = (shares * (shades - mean[:, None]) ** 2).sum(dim=1).sqrt()
+    return mean.numpy(), std.numpy()
+
+
+def _measure_fluxes(dataset: Space_Galaxi) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    sums = torch.zeros(2, dataset.image_shape[0], dtype=torch.float64)
+    for chunk in iter_chunks(dataset.pixels, dataset.rows):
+        values = dataset.scaling.apply(torch.from_numpy(chunk)).double()
+        sums += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
+    mean, squared = (
+        sums / (len(dataset) * dataset.image_shape[1] * dataset.image_shape[2])
+    ).numpy()
+    return mean, np.sqrt(np.maximum(squared - mean**2, 0))
 
 
 def _bin_edges(column: npt.NDArray[Any], num_bins: int) -> tuple[float, ...]:

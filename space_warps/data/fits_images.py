@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Unit', 'read_units', 'choose_units', 'read_fits', 'pixel_scale']
 
-# %% ../../nbs/01_data/02b_fits_images.ipynb #f3f20eaa
+# %% ../../nbs/01_data/02b_fits_images.ipynb #617f15ed
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,7 +27,7 @@ from space_warps.data.image_arrays import (
     mask_missing,
 )
 
-# %% ../../nbs/01_data/02b_fits_images.ipynb #65449a1c
+# %% ../../nbs/01_data/02b_fits_images.ipynb #d5b8fc43
 _MAX_HEADER = 2**20  # Bytes of one header
 
 
@@ -71,7 +72,7 @@ def read_units(
         offset += size + -size % 2880
     return units
 
-# %% ../../nbs/01_data/02b_fits_images.ipynb #096a2ad5
+# %% ../../nbs/01_data/02b_fits_images.ipynb #1910867f
 def _header_end(content: bytes, offset: int, name: str) -> int:
     end = offset
     while end := content.find(b"END".ljust(80), end, offset + _MAX_HEADER):
@@ -92,11 +93,11 @@ def _axes(header: fits.Header, prefix: str, name: str) -> tuple[int, ...]:
         raise UnusableImage(f"{name} declares the shape {tuple(axes)}, with no pixels")
     return tuple(axes)
 
-# %% ../../nbs/01_data/02b_fits_images.ipynb #2b71e531
+# %% ../../nbs/01_data/02b_fits_images.ipynb #461b44bc
 _SCIENCE = {"SCI", "SCIENCE", "IMAGE"}
-_ANCILLARY = set(
-    "MASK BITMASK DQ FLAG FLAGS WHT WEIGHT VAR VARIANCE ERR ERROR IVAR INVVAR STD SIGMA RMS NOISE "
-    "SEG SEGM PSF MODEL BKG BACKGROUND EXP EXPTIME NEXP CTX CON COVERAGE SAMP TIME UNCERT".split()
+_ANCILLARY = re.compile(
+    "(BIT)?MASK|DQ|FLAGS?|WHT|WEIGHT|(INV)?VAR(IANCE)?|IVAR|ERR(OR)?|STD|SIGMA|RMS|NOISE|UNCERT|SEGM?"
+    "|PSF|MODEL|BKG|BACKGROUND|N?EXP(TIME)?|CTX|CON|COVERAGE|SAMP|TIME"
 )
 
 
@@ -118,7 +119,9 @@ def choose_units(
     if options.bands and all(band.upper() in by_name for band in options.bands):
         return [by_name[band.upper()] for band in options.bands]
     science = [unit for unit in images if unit.name in _SCIENCE]
-    rest = science or [unit for unit in images if unit.name.rstrip("_0123456789") not in _ANCILLARY]
+    rest = science or [
+        unit for unit in images if not _ANCILLARY.fullmatch(unit.name.rstrip("_0123456789"))
+    ]
     if len(rest) == 1:
         return rest
     if not images:
@@ -128,7 +131,7 @@ def choose_units(
         f"or read them as bands with data.bands=[{','.join(unit.label for unit in rest or images)}]"
     )
 
-# %% ../../nbs/01_data/02b_fits_images.ipynb #8ed2a822
+# %% ../../nbs/01_data/02b_fits_images.ipynb #a4d7ef48
 def read_fits(
     content: bytes,  # A FITS file
     name: str,  # Of the file, for the messages
@@ -153,14 +156,17 @@ def read_fits(
     values = planes[0] if len(planes) == 1 else np.stack([plane.squeeze() for plane in planes])
     return mask_missing(bands_first(values, name, options.bands)), pixel_scale(units[0].header)
 
-# %% ../../nbs/01_data/02b_fits_images.ipynb #7a1c2be4
+# %% ../../nbs/01_data/02b_fits_images.ipynb #aa8f69a8
 def pixel_scale(
     header: Any,  # FITS header or a mapping
 ) -> float | None:  # Arcsec per pixel; None where the header does not tell
     "Angle of a pixel from the linear part of the coordinate system."
+
     def matrix(prefix: str, default: tuple[float, ...]) -> float:
         keys = [f"{prefix}{i}_{j}" for i in (1, 2) for j in (1, 2)]
-        a, b, c, d = (float(header.get(key, value)) for key, value in zip(keys, default, strict=True))
+        a, b, c, d = (
+            float(header.get(key, value)) for key, value in zip(keys, default, strict=True)
+        )
         return a * d - b * c
 
     try:

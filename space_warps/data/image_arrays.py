@@ -6,7 +6,7 @@
 __all__ = ['MAX_PIXELS', 'MAX_BYTES', 'Shape', 'Values', 'SENTINELS', 'STRETCHES', 'DEFAULT_IMAGE_OPTIONS', 'UnusableImage',
            'check_size', 'bands_first', 'mask_missing', 'ImageScaling', 'ImageOptions']
 
-# %% ../../nbs/01_data/02a_image_arrays.ipynb #d8fd9c32
+# %% ../../nbs/01_data/02a_image_arrays.ipynb #f3ae93df
 import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ from torch import Tensor, asinh, float32, tensor
 
 from ..core import InputError
 
-# %% ../../nbs/01_data/02a_image_arrays.ipynb #a7cc3b81
+# %% ../../nbs/01_data/02a_image_arrays.ipynb #2f174aff
 MAX_PIXELS = 50_000_000  # In one image
 MAX_BYTES = 2**27  # Of one decoded image, and of one file
 Shape = tuple[int, int, int]
@@ -42,7 +42,7 @@ def check_size(
     if math.prod(shape) * num_bytes > MAX_BYTES:
         raise UnusableImage(f"{name} declares an array {shape}, over {MAX_BYTES:,} bytes")
 
-# %% ../../nbs/01_data/02a_image_arrays.ipynb #ae312feb
+# %% ../../nbs/01_data/02a_image_arrays.ipynb #5b1a4e27
 def bands_first(
     values: Values,  # An array of any shape
     name: str,  # Of the image, for the message
@@ -79,7 +79,7 @@ def _band_axis(shape: tuple[int, ...], num_bands: int, name: str) -> int:
         )
     return 0 if first < last else 2
 
-# %% ../../nbs/01_data/02a_image_arrays.ipynb #ca6ebc39
+# %% ../../nbs/01_data/02a_image_arrays.ipynb #03dbcc0c
 SENTINELS = (-99999.0, -9999.0, -999.0, -99.0, 99.0, 999.0, 9999.0, 99999.0)
 _ABSURD = 1e29  # in any unit
 
@@ -107,7 +107,7 @@ def _mask_sentinels(band: npt.NDArray[np.float64]) -> None:
         if gap > 10 * scatter and gap > 0.25 * abs(value):
             band[band == value] = np.nan
 
-# %% ../../nbs/01_data/02a_image_arrays.ipynb #03a46c74
+# %% ../../nbs/01_data/02a_image_arrays.ipynb #327a6908
 STRETCHES = ("auto", "image", "catalogue")
 
 
@@ -132,7 +132,7 @@ class ImageScaling:
         unit = ((images - low) / (high - low)).clamp(0, 1)
         return (asinh(10 * unit) / math.asinh(10)).clamp(max=1)
 
-# %% ../../nbs/01_data/02a_image_arrays.ipynb #9c8bc979
+# %% ../../nbs/01_data/02a_image_arrays.ipynb #102a9f3d
 @dataclass(frozen=True)
 class ImageOptions:
     "How images are found and read."

@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['decode_image', 'as_bytes_or_flux']
 
-# %% ../../nbs/01_data/02c_image_formats.ipynb #4b6c1860
+# %% ../../nbs/01_data/02c_image_formats.ipynb #093d3156
 import gzip
-import warnings
 import zlib
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from astropy.utils.exceptions import AstropyWarning
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .fits_images import read_fits
@@ -28,7 +26,7 @@ from space_warps.data.image_arrays import (
     mask_missing,
 )
 
-# %% ../../nbs/01_data/02c_image_formats.ipynb #a2f37631
+# %% ../../nbs/01_data/02c_image_formats.ipynb #0bf75ea2
 def decode_image(
     content: bytes,  # A whole file
     name: str,  # Of the file, for the messages
@@ -55,7 +53,7 @@ def as_bytes_or_flux(
         raise UnusableImage(f"{name} holds {values.dtype} values, not numbers")
     return mask_missing(values)
 
-# %% ../../nbs/01_data/02c_image_formats.ipynb #5165379f
+# %% ../../nbs/01_data/02c_image_formats.ipynb #19ead962
 def _gunzip(content: bytes, name: str) -> bytes:
     try:
         with gzip.open(BytesIO(content)) as file:
@@ -83,7 +81,7 @@ def _read_npy(content: bytes, name: str) -> Values:
         raise UnusableImage(f"{name} is not a readable NPY file ({error})") from error
     return values
 
-# %% ../../nbs/01_data/02c_image_formats.ipynb #c5dbeb03
+# %% ../../nbs/01_data/02c_image_formats.ipynb #deb7e80d
 _BYTE_MODES = {"1": "L", "L": "L", "RGB": "RGB", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
 _ALPHA_MODES = {"LA": "LA", "PA": "RGBA", "RGBA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
@@ -101,13 +99,13 @@ def _read_picture(content: bytes, name: str) -> Values:
                 return _read_tiff(image, name)
             return _values_of(ImageOps.exif_transpose(image), name)
     except UnidentifiedImageError as error:
-        raise UnusableImage(f"{name} is {_describe(content)}, which is not read") from error
+        raise UnusableImage(f"{name} is {_describe(content)}, which cannot be read") from error
     except Image.DecompressionBombError as error:
         raise UnusableImage(f"{name} declares too many pixels ({error})") from error
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise UnusableImage(f"{name} is truncated, damaged or unreadable ({error})") from error
 
-# %% ../../nbs/01_data/02c_image_formats.ipynb #a2ebd0fc
+# %% ../../nbs/01_data/02c_image_formats.ipynb #66a8ca58
 def _values_of(image: Image.Image, name: str) -> Values:
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         with_alpha = image.convert(_ALPHA_MODES.get(image.mode, "RGBA"))
@@ -142,12 +140,12 @@ def _read_deep_png(content: bytes, name: str) -> Values:
         )
     except RuntimeError as error:
         raise UnusableImage(f"{name} is truncated or damaged ({error})") from error
-    values = decoded.numpy().transpose(1, 2, 0)
+    values: Values = decoded.numpy().transpose(1, 2, 0)
     if values.shape[2] in (1, 3):
         return values
     return _fill_hidden(values[..., :-1].copy(), values[..., -1] > 0, name)
 
-# %% ../../nbs/01_data/02c_image_formats.ipynb #5bbca0ef
+# %% ../../nbs/01_data/02c_image_formats.ipynb #82fa74f0
 def _read_tiff(image: Any, name: str) -> Values:
     "Decode a TIFF; several pages are bands."
     depths = image.tag_v2.get(258, 1)
@@ -173,6 +171,7 @@ def _read_tiff(image: Any, name: str) -> Values:
 _MAGIC = {
     b"<svg": "an SVG drawing", b"<?xml": "an XML file", b"%!PS": "a PostScript file",
     b"%PDF": "a PDF file", b"GIF8": "a GIF image", b"RIFF": "a WebP image", b"BM": "a BMP image",
+    b"\x89PNG": "a damaged PNG image", b"\xff\xd8": "a damaged JPEG image",
     b"PK": "a zip archive", b"\x89HDF": "an HDF5 file", b"BZh": "a bzip2 file",
     b"<!DOCTYPE": "a web page", b"<html": "a web page", b"XTENSION": "a FITS extension alone",
 }  # fmt: skip
@@ -182,4 +181,4 @@ def _describe(content: bytes) -> str:
     "Name what a file is, for the message that refuses it."
     start = content[:256].lstrip()
     known = next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
-    return known or "not a JPEG, PNG, TIFF, FITS or NPY image"
+    return known or "neither JPEG, PNG, TIFF, FITS nor NPY"

@@ -18,22 +18,24 @@ from .image_store import MemmapImages, iter_chunks
 
 # %% ../../nbs/01_data/12_image_statistics.ipynb #32b9a6b5
 def image_statistics(
-    images: Tensor | MemmapImages,  # uint8 [rows, channels, height, width]
+    images: Tensor | MemmapImages,  # uint8 or float32 [rows, bands, height, width]
     indices: Tensor | npt.NDArray[np.int64] | None = None,  # Rows to use; None is all
     num_rings: int = 8,  # Rings around the centre, out to the shorter side; fewer in a small image
-) -> npt.NDArray[np.float64]:  # [rows, rings + 4] in units of the full range
-    "Compute mean brightness in rings, standard deviation, 50th and 99th percentile, maximum."
-    height, width = images.shape[2:]
+) -> npt.NDArray[np.float64]:  # [rows, bands * (rings + 4)]; bytes in units of the full range
+    "Compute, per band, the mean in rings, standard deviation, 50th and 99th percentile, maximum."
+    num_bands, height, width = images.shape[1:]
     num_rings = max(1, min(num_rings, min(height, width) // 2))  # at least one pixel wide
     y, x = np.mgrid[:height, :width]
     radius = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2) / (min(height, width) / 2)
     ring = np.minimum((radius * num_rings).astype(int), num_rings).ravel()
-    chunks = [np.empty((0, num_rings + 4))]
+    chunks = [np.empty((0, num_bands * (num_rings + 4)))]
     for chunk in iter_chunks(images, indices):
-        flat = (chunk.mean(axis=1) / 255).reshape(len(chunk), -1)
+        unit = 255 if chunk.dtype == np.uint8 else 1
+        flat = (chunk.astype(np.float64) / unit).reshape(len(chunk) * num_bands, -1)
         rings = [flat[:, ring == number].mean(axis=1) for number in range(num_rings)]
         percentiles = np.percentile(flat, [50, 99, 100], axis=1)
-        chunks.append(np.stack([*rings, flat.std(axis=1), *percentiles], axis=1))
+        columns = np.stack([*rings, flat.std(axis=1), *percentiles], axis=1)
+        chunks.append(columns.reshape(len(chunk), -1))
     return np.concatenate(chunks)
 
 # %% ../../nbs/01_data/12_image_statistics.ipynb #e691515b

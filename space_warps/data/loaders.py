@@ -22,6 +22,7 @@ from ..core import InputError, derive_seed, generator_at
 from .augment import Augment
 from .catalogue import ReadOptions
 from .dataset import Batch, Space_Galaxi, Transform
+from .image_arrays import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from .split import check_share, split_rows
 from .tables import OnBadRow
 
@@ -97,10 +98,18 @@ def create_train_val_dataloaders(
     max_resident_bytes: int = 2**30,  # Larger image data is memory-mapped
     cache_dir: str | Path | None = None,  # Folder of mapped data; None is the user's cache
     progress: bool = False,  # Show progress bars
+    images: ImageOptions = DEFAULT_IMAGE_OPTIONS,  # Bands, HDU, stretch, crop, pixel scale
 ) -> tuple[DataLoader[Batch], DataLoader[Batch]]:  # Training and validation
     "Read a catalogue and split it by object into two reproducible loaders."
     options = ReadOptions(
-        features, classes, image_size, on_bad_row, max_resident_bytes, cache_dir, progress
+        features,
+        classes,
+        image_size,
+        on_bad_row,
+        max_resident_bytes,
+        cache_dir,
+        progress,
+        images,
     )
     split = Split(fraction, train_ratio, test_share, batch_size, val_batch_size, num_workers)
     dataset = Space_Galaxi.read(csv_path, img_dir_path, options, seed=seed)
@@ -118,8 +127,9 @@ def split_loaders(
     train_rows, val_rows = split_rows(
         dataset.catalogue, split.fraction, split.train_ratio, seed, split.test_share
     )
-    train = dataset.subset(train_rows, train_transform)
-    val = dataset.subset(val_rows, val_transform)
+    scaling = dataset.subset(train_rows).scaling
+    train = dataset.subset(train_rows, train_transform).with_scaling(scaling)
+    val = dataset.subset(val_rows, val_transform).with_scaling(scaling)
     train_loader = DataLoader(
         train,
         batch_size,

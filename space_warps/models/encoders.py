@@ -63,9 +63,10 @@ class ImageEncoder(nn.Module):
         mean: Sequence[float],  # Per channel, of training images in [0, 1]
         std: Sequence[float],  # Per channel
         softening: float = 0.1,  # Of the survey's stretch
+        min_scatter: float = 1e-4,  # Of the sky; a hundredth of a grey level
     ) -> None:
         super().__init__()
-        self.softening = softening
+        self.softening, self.min_scatter = softening, min_scatter
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
@@ -76,7 +77,7 @@ class ImageEncoder(nn.Module):
         "Standardized images, then their height above the sky in units of the sky scatter."
         flux = invert_asinh_stretch(images, self.softening)
         level, scatter = sky_level(flux)
-        height = _asinh((flux - level) / scatter.clamp_min(1e-4))
+        height = _asinh((flux - level) / scatter.clamp_min(self.min_scatter))
         return torch.cat([(images - self.mean) / self.std, (height - 1) / 1.5], dim=1)
 
 # %% ../../nbs/02_models/03_encoders.ipynb #dc687a9e

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..data.augment import Augment
 from ..data.dataset import Space_Galaxi
+from ..data.image_store import display_bytes
 from space_warps.reports.plots import (
     BELOW,
     BLUE,
@@ -88,7 +89,9 @@ def _pixels_at(
     indices: Sequence[int],  # Indices of the rows
 ) -> Tensor:  # uint8 [indices, channels, height, width]
     "The cutouts of some rows, without augmentation."
-    return dataset.pixels[dataset.rows[torch.tensor(list(indices), dtype=torch.int64)]]
+    return display_bytes(
+        dataset.pixels[dataset.rows[torch.tensor(list(indices), dtype=torch.int64)]]
+    )
 
 
 def plot_classes(
