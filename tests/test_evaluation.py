@@ -108,13 +108,13 @@ def test_no_held_out_row_is_trained_on(tmp_path: Path, features: str, skipped: i
 def test_images_are_decoded_once_with_a_held_out_share(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_images, num_images = dataset.load_images, []
+    read_images, num_images = dataset.read_images, []
 
     def count(paths: Sequence[Path], *options: Any, **more: Any) -> Any:
         num_images.append(len(paths))
-        return load_images(paths, *options, **more)
+        return read_images(paths, *options, **more)
 
-    monkeypatch.setattr(dataset, "load_images", count)
+    monkeypatch.setattr(dataset, "read_images", count)
     args = [*tiny.words(), "data.test_share=0.2", f"run.dir={tmp_path / 'run'}", *QUICK]
     assert main(["search", *args]) == 0
     assert num_images == [60, 12]  # the whole catalogue, and its test rows at the end

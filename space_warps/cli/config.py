@@ -36,10 +36,17 @@ class DataConfig:
     "Catalogue, and how to read and split it."
 
     csv_path: str | None = None  # CSV with id, ra, dec, class; None: the simulated sample
-    img_dir_path: str | None = None  # Folder with {id}.jpg, .png or .fits
+    img_dir_path: str | None = None  # Folder with {id}.jpg, .png, .fits; or zip, NPY, HDF5
     features: list[str] = field(default_factory=lambda: ["z", "z_err"])  # Feature columns; []: none
     missing_flags: bool = True  # Add an input per feature that tells if it is missing
     image_size: int | None = None  # Side to resize images to, in pixels; None: unchanged
+    crop_size: int | None = None  # Side of the central square to use, in pixels; None: all
+    bands: list[str] = field(default_factory=list)  # Names of bands, or of HDUs; []: any number
+    hdu: Any = None  # Name or number of the HDU, or of the HDF5 data set; a list: bands
+    suffix: str | None = None  # Ending to prefer where an id has two images, e.g. .fits
+    path_column: str | None = None  # Column with paths of the images; None: found by id
+    stretch: str = "auto"  # Limits of measured values: image, catalogue, or auto
+    pixel_scale: float | None = None  # Arcsec per pixel where no header tells; None: unknown
     fraction: float = 1.0  # Share of the objects to use, in (0, 1]
     train_ratio: float = 0.9  # Share of these objects to train on, in (0, 1)
     batch_size: int = 32  # Training rows per batch
@@ -297,6 +304,8 @@ _TEXT_KEYS = (
     "data.csv_path",
     "data.img_dir_path",
     "data.cache_dir",
+    "data.suffix",
+    "data.path_column",
     "data.test_csv",
     "data.test_img_dir_path",
     "out",

@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 from ..core import InputError, choose_device, sha256_file, write_atomic, write_json
 from ..data.catalogue import DEFAULT_READ_OPTIONS, Catalogue, ReadOptions
 from ..data.dataset import Space_Galaxi
-from ..data.groups import count_votes, digest_files, group_objects, image_ceiling
+from ..data.groups import count_votes, group_objects, image_ceiling
+from ..data.image_sources import digest_images
 from space_warps.evaluation.metrics import (
     Predictions,
     accuracy_by,
@@ -45,7 +46,14 @@ def read_labelled(
 ) -> Space_Galaxi:
     "Read a catalogue for a model; raises `InputError` if it does not fit."
     names, classes = architecture.feature_names, architecture.classes
-    own = replace(options, features=names, classes=classes)
+    scaling = architecture.input_statistics.scaling
+    images = replace(
+        options.images,
+        bands=scaling.bands or options.images.bands,
+        shape=architecture.image_shape,
+        scaling=scaling,
+    )
+    own = replace(options, features=names, classes=classes, images=images)
     dataset = Space_Galaxi.read(csv_path, img_dir_path, own)
     if dataset.image_shape != architecture.image_shape:
         raise InputError(
@@ -116,7 +124,7 @@ def overlaps_training(
         np.concatenate([item.table[name].astype(float).to_numpy() for item in every])
         for name in ("ra", "dec")
     )
-    contents = [digest for item in every for digest in digest_files(item.paths)]
+    contents = [digest for item in every for digest in digest_images(item.paths)]
     groups = group_objects(ra, dec, contents)
     start = len(groups) - len(tested)
     return np.isin(groups[start:], groups[:start])

@@ -270,7 +270,7 @@ def curves(
 
 # %% ../../nbs/05_evaluation/01_metrics.ipynb #ba2578ed
 def signal_to_noise(
-    images: Tensor | MemmapImages,  # uint8 [rows, channels, height, width]
+    images: Tensor | MemmapImages,  # uint8 or float32 [rows, channels, height, width]
     indices: Tensor | Array | None = None,  # Rows to measure; None is all
 ) -> Array:  # float64 [rows]
     "Brightest central pixel above the sky, divided by the scatter of the sky."
@@ -285,7 +285,8 @@ def _peak_height(pixels: Array) -> Array:
     scatter = 1.4826 * np.median(np.abs(flat - sky[:, None]), axis=1)
     top, left = height // 3, width // 3
     core = images[:, top : height - top, left : width - left].reshape(len(images), -1)
-    return np.asarray((core.max(axis=1) - sky) / np.maximum(scatter, 0.5))  # half a grey level
+    floor = 0.5 if pixels.dtype == np.uint8 else 1e-30  # half a grey level
+    return np.asarray((core.max(axis=1) - sky) / np.maximum(scatter, floor))
 
 
 def accuracy_by(

@@ -95,7 +95,10 @@ class ProgressiveModel(nn.Module):
         self.architecture = architecture
         statistics, names = architecture.input_statistics, architecture.feature_names
         self.encoder = ImageEncoder(
-            statistics.image_mean, statistics.image_std, architecture.asinh_softening
+            statistics.image_mean,
+            statistics.image_std,
+            architecture.asinh_softening,
+            1e-6 if statistics.scaling.low else 1e-4,
         )
         channels = [architecture.encoded_shape[0], *(spec.k for spec in architecture.blocks)]
         self.blocks = nn.ModuleList(
