@@ -22,6 +22,7 @@ import torch
 from cattrs import Converter, transform_error
 from cattrs.errors import BaseValidationError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+from cattrs.v import format_exception
 
 # %% ../nbs/00_core.ipynb #a6820c37
 class InputError(ValueError):
@@ -242,6 +243,10 @@ def to_json(
     return _converter.unstructure(record)
 
 
+def _reason(error: BaseException, expected: type | None) -> str:
+    return str(error) if isinstance(error, InputError) else format_exception(error, expected)
+
+
 def from_json(
     values: Any,  # JSON values, as `to_json` gives them
     record_type: type[Record],  # The dataclass to build
@@ -250,7 +255,8 @@ def from_json(
     try:
         return _converter.structure(values, record_type)
     except BaseValidationError as error:
-        reasons = "; ".join(transform_error(error, path=record_type.__name__))
+        path = record_type.__name__
+        reasons = "; ".join(transform_error(error, path=path, format_exception=_reason))
         raise InputError(f"not a {record_type.__name__}: {reasons}") from error
     except (AttributeError, TypeError) as error:  # not even a dict
         raise InputError(f"not a {record_type.__name__}: {error}") from error

@@ -15,19 +15,19 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import ROOT, Tiny, grow
-from space_warps.data.loaders import create_train_val_dataloaders
-from space_warps.runs.folder import RunFolder
-from space_warps.search.runner import LocalRunner
-from space_warps.search.search import search
 
 from space_warps.cli.main import main
 from space_warps.core import sha256_file
+from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.runs.artifacts import read_val_rows
 from space_warps.runs.environment import describe_environment
+from space_warps.runs.folder import RunFolder
 from space_warps.runs.journal import event_lines, read_events
 from space_warps.runs.state import read_history
 from space_warps.runs.tree import RunTree
 from space_warps.search.config import FinalConfig, SearchConfig, TrainingConfig
+from space_warps.search.runner import LocalRunner
+from space_warps.search.search import search
 
 QUICK = [
     "search.max_layers=2",

@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..search.budget import check_backtrack
-
 from ..core import InputError, sha256_file, write_json
 from ..models.complexity import measure_latency
 from ..models.saved_model import load_model, save_model
@@ -30,6 +28,7 @@ from .journal import Appended, JournalWriter
 from .resume import RunResumeState
 from .state import RunState, read_run_state, resumable_history
 from ..safety import SafeFolder
+from ..search.budget import check_backtrack
 from space_warps.search.events import (
     Backtracked,
     CandidateEnded,
