@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from ..core import InputError, choose_device, choose_precision, seeded
 from ..data.dataset import Batch, Space_Galaxi, measure_input_statistics
+from ..data.groups import digest_files, group_objects
 from ..data.loaders import ValidationRows, first_rows, validation_rows
 from ..models.blocks import BlockSpec
 from ..models.model import Architecture, ProgressiveModel
@@ -61,6 +63,36 @@ class Runner(Protocol):
         ...
 
 # %% ../../nbs/04_search/08_runner.ipynb #bf06d263
+def _check_order(val_loader: DataLoader[Batch]) -> None:
+    "Raise `InputError` unless the loader gives each row once, in the order of its dataset."
+    sampler = val_loader.batch_sampler
+    order = [] if sampler is None else [index for batch in sampler for index in batch]
+    num_rows = len(val_loader.dataset)  # type: ignore[arg-type]
+    if isinstance(val_loader.sampler, RandomSampler) or order != list(range(num_rows)):
+        raise InputError(
+            "the validation loader gives its rows in another order, or not each of them once, so "
+            "paired tests would compare different rows; leave out shuffle, sampler and drop_last"
+        )
+
+
+def _check_disjoint(train: Space_Galaxi, val: Space_Galaxi) -> None:
+    "Raise `InputError` if an object is among the training and the validation rows."
+    groups = [data.catalogue.groups for data in (train, val)]
+    if train.image_store is not val.image_store:  # read separately: number the objects of both
+        every = [train.catalogue, val.catalogue]
+        ra, dec = (
+            np.concatenate([item.table[name].astype(float) for item in every])
+            for name in ("ra", "dec")
+        )
+        contents = [digest for item in every for digest in digest_files(item.paths)]
+        groups = np.split(group_objects(ra, dec, contents), [len(train)])
+    if num_shared := int(np.isin(groups[1], groups[0]).sum()):
+        raise InputError(
+            f"{num_shared} of {len(val)} validation rows show objects of the training rows; split "
+            "by object, as create_train_val_dataloaders does"
+        )
+
+
 _NUM_TIMED_BATCHES = 6  # Of an epoch, to estimate how long it takes
 
 
@@ -90,6 +122,8 @@ class LocalRunner:
         data, val = train_loader.dataset, val_loader.dataset
         if not isinstance(data, Space_Galaxi) or not isinstance(val, Space_Galaxi):
             raise InputError("a runner needs the loaders that create_train_val_dataloaders makes")
+        _check_order(val_loader)
+        _check_disjoint(data, val)
         self.num_train, self.num_val = len(data), len(val)
         self.val_rows = validation_rows(val_loader)
         architecture = Architecture(
