@@ -133,3 +133,42 @@ def test_wrong_settings(
     assert main(args) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+DEADLY = """
+import os, signal
+from torch import nn
+from space_warps.models.blocks import conv_block
+
+
+class Deadly(nn.Module):
+    def forward(self, maps):
+        if self.training and len(maps) > 4 and maps.device.type == "cpu":
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
+        return maps
+
+
+def block(spec, in_channels):
+    return nn.Sequential(conv_block(spec, in_channels), Deadly())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes are killed by a signal")
+def test_a_candidate_that_kills_the_process_twice_has_failed(tiny: Tiny, tmp_path: Path) -> None:
+    """The search goes on without it, with the reason."""
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    run = tmp_path / "run"
+    args = [*tiny.words(), f"run.dir={run}", *QUICK, "search.k_candidates=[4]"]
+    args += ["search.space.families=[conv,'deadly:block']", "search.max_layers=1"]
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    env = {**os.environ, "PYTHONPATH": path, "SPACE_WARPS_IMPORTS": "deadly"}
+    codes = []
+    for _ in range(3):
+        search = [sys.executable, "-m", "space_warps.cli.main", "search"]
+        done = subprocess.run([*search, *args], env=env, capture_output=True, text=True)
+        codes.append(done.returncode)
+        args = [f"run.dir={run}", "run.resume=true", "run.accept_changes=true"]
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0], done.stderr
+    (step,) = read_history(run).steps
+    assert [result.failed is None for result in step.results] == [True, False]
+    assert "its training ended the process 2 times" in (step.results[1].failed or "")

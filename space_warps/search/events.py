@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'Event', 'Observer', 'EVENT_NAMES', 'SearchStarted', 'StepStarted', 'CandidateStarted', 'EpochEnded',
            'CandidateEnded', 'StepEnded', 'Backtracked', 'FinalTrainingStarted', 'FinalTrainingEnded', 'SearchEnded',
-           'event_to_json', 'broadcast', 'isolate_errors']
+           'event_to_json', 'Broadcast', 'isolate_errors']
 
 # %% ../../nbs/04_search/06_events.ipynb #f8a8082a
 import logging
@@ -172,16 +172,24 @@ def event_to_json(
     return {"event": name, **to_json(event)}
 
 # %% ../../nbs/04_search/06_events.ipynb #b0d88131
-def broadcast(
-    observers: tuple[Observer, ...],  # Called in this order
-) -> Observer:
-    "Combine observers into one that passes each event to all of them."
+class Broadcast:
+    "Observer that passes each event to others, in order."
 
-    def emit(event: Event) -> None:
-        for observer in observers:
+    def __init__(
+        self,
+        observers: tuple[Observer, ...],  # Called in this order
+    ) -> None:
+        self.observers = observers
+        self.is_active = False  # An event is being passed on; stays true if an observer failed
+
+    def __call__(
+        self,
+        event: Event,  # Passed to every observer
+    ) -> None:
+        self.is_active = True
+        for observer in self.observers:
             observer(event)
-
-    return emit
+        self.is_active = False
 
 
 def isolate_errors(

@@ -55,6 +55,13 @@ class ResumeState(Protocol):
         "Load the checkpoint of an interrupted training."
         ...
 
+    def num_deaths(
+        self,
+        candidate: Candidate,
+    ) -> int:
+        "Count how often the process was killed in this training, since its last epoch."
+        ...
+
 # %% ../../nbs/04_search/18_resume.ipynb #a10c29a8
 def train_or_load(
     candidates: Sequence[Candidate],  # What to train
@@ -74,19 +81,39 @@ def train_or_load(
         if stored is not None:
             done[candidate.name] = stored
             _replay_events(stored, emit)
-    missing = [index for index, item in enumerate(candidates) if item.name not in done]
-    if missing:
-        new = [candidates[index] for index in missing]
-        start_from = [parents[index].saved_model for index in missing]
-        find_checkpoint = resume.checkpoint if resume else _no_checkpoint
+        elif resume and resume.num_deaths(candidate) > 1:
+            done[candidate.name] = _give_up(
+                candidate, parents[0], resume.num_deaths(candidate), emit
+            )
+    missing = [pair for pair in zip(candidates, parents, strict=True) if pair[0].name not in done]
+    for pairs in _without_company(missing, resume):
+        new, start_from = [pair[0] for pair in pairs], [pair[1].saved_model for pair in pairs]
+        find_checkpoint = resume.checkpoint if resume else lambda candidate: None
         for trained in runner.train(new, start_from, emit, should_stop, find_checkpoint):
             assert trained.result is not None
             done[trained.result.candidate.name] = trained
     return [done[candidate.name] for candidate in candidates]
 
 
-def _no_checkpoint(candidate: Candidate) -> None:
-    return None
+_Pairs = list[tuple[Candidate, TrainedCandidate]]
+
+
+def _without_company(missing: _Pairs, resume: ResumeState | None) -> list[_Pairs]:
+    "Trainings to run at once: one that was killed runs alone, so that its next death is its own."
+    killed = [pair for pair in missing if resume and resume.num_deaths(pair[0])]
+    others = [pair for pair in missing if pair not in killed]
+    return [pairs for pairs in (others, *([pair] for pair in killed)) if pairs]
+
+
+def _give_up(
+    candidate: Candidate, parent: TrainedCandidate, num_deaths: int, emit: Observer
+) -> TrainedCandidate:
+    "The failed result of a candidate whose training kills the process again and again."
+    reason = f"the process was killed {num_deaths} times in its training; perhaps memory ran out"
+    result = CandidateResult(candidate, 0.0, 0.0, 0, 0, (), "", reason)
+    emit(CandidateStarted(candidate))
+    emit(CandidateEnded(result))
+    return TrainedCandidate(parent.saved_model, result)
 
 
 def _replay_events(trained: TrainedCandidate, emit: Observer) -> None:
