@@ -138,7 +138,8 @@ def test_wrong_settings(
 DEADLY = """
 import os, signal
 from torch import nn
-from space_warps.models.blocks import conv_block
+from dataclasses import replace
+from space_warps.models.blocks import build_block
 
 
 class Deadly(nn.Module):
@@ -149,7 +150,7 @@ class Deadly(nn.Module):
 
 
 def block(spec, in_channels):
-    return nn.Sequential(conv_block(spec, in_channels), Deadly())
+    return nn.Sequential(build_block(replace(spec, family="conv"), in_channels), Deadly())
 """
 
 

@@ -121,6 +121,13 @@ class RunResumeState:
         same = (o for o in every if replace(o.candidate, branch=candidate.branch) == candidate)
         return next((result.candidate.name for result in same), None)
 
+    def num_deaths(
+        self,
+        candidate: Candidate,  # Candidate to train
+    ) -> int:
+        "Count how often the process died in its first epoch."
+        return self.state.deaths.get(candidate.name, 0)
+
     def checkpoint(
         self,
         candidate: Candidate,  # Candidate to train

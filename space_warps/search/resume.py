@@ -59,7 +59,7 @@ class ResumeState(Protocol):
         self,
         candidate: Candidate,
     ) -> int:
-        "Count how often the process was killed in this training, since its last epoch."
+        "Count how often the process died in this training, before the first epoch ended."
         ...
 
 # %% ../../nbs/04_search/18_resume.ipynb #a10c29a8
@@ -81,10 +81,6 @@ def train_or_load(
         if stored is not None:
             done[candidate.name] = stored
             _replay_events(stored, emit)
-        elif resume and resume.num_deaths(candidate) > 1:
-            done[candidate.name] = _give_up(
-                candidate, parents[0], resume.num_deaths(candidate), emit
-            )
     missing = [pair for pair in zip(candidates, parents, strict=True) if pair[0].name not in done]
     for pairs in _without_company(missing, resume):
         new, start_from = [pair[0] for pair in pairs], [pair[1].saved_model for pair in pairs]
@@ -103,17 +99,6 @@ def _without_company(missing: _Pairs, resume: ResumeState | None) -> list[_Pairs
     killed = [pair for pair in missing if resume and resume.num_deaths(pair[0])]
     others = [pair for pair in missing if pair not in killed]
     return [pairs for pairs in (others, *([pair] for pair in killed)) if pairs]
-
-
-def _give_up(
-    candidate: Candidate, parent: TrainedCandidate, num_deaths: int, emit: Observer
-) -> TrainedCandidate:
-    "The failed result of a candidate whose training kills the process again and again."
-    reason = f"the process was killed {num_deaths} times in its training; perhaps memory ran out"
-    result = CandidateResult(candidate, 0.0, 0.0, 0, 0, (), "", reason)
-    emit(CandidateStarted(candidate))
-    emit(CandidateEnded(result))
-    return TrainedCandidate(parent.saved_model, result)
 
 
 def _replay_events(trained: TrainedCandidate, emit: Observer) -> None:
