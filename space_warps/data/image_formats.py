@@ -97,6 +97,8 @@ def _read_picture(content: bytes, name: str) -> Values:
                 return _read_deep_png(content, name)
             if image.format == "TIFF":
                 return _read_tiff(image, name)
+            if image.format == "JPEG" and (decoded := _read_jpeg(image, content)) is not None:
+                return decoded
             return _values_of(ImageOps.exif_transpose(image), name)
     except UnidentifiedImageError as error:
         raise UnusableImage(f"{name} is {_describe(content)}, which cannot be read") from error
@@ -144,6 +146,25 @@ def _read_deep_png(content: bytes, name: str) -> Values:
     if values.shape[2] in (1, 3):
         return values
     return _fill_hidden(values[..., :-1].copy(), values[..., -1] > 0, name)
+
+# %% ../../nbs/01_data/02c_image_formats.ipynb #71529dba
+def _read_jpeg(image: Image.Image, content: bytes) -> Values | None:
+    "Decode an upright JPEG in grey or RGB; None leaves it to Pillow."
+    if image.mode not in ("L", "RGB") or image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        return None
+    import torch  # the decoders of torchvision load slowly
+    from torchvision.io import decode_jpeg
+
+    try:
+        decoded: Values = decode_jpeg(
+            torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        ).numpy()
+    except RuntimeError:
+        return None
+    return decoded[0] if image.mode == "L" else decoded.transpose(1, 2, 0)
+
+
+_EXIF_ORIENTATION = 0x0112
 
 # %% ../../nbs/01_data/02c_image_formats.ipynb #82fa74f0
 def _read_tiff(image: Any, name: str) -> Values:
