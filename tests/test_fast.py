@@ -149,7 +149,7 @@ class Deadly(nn.Module):
         return maps
 
 
-def block(spec, in_channels):
+def block(in_channels, spec):
     return nn.Sequential(build_block(replace(spec, family="conv"), in_channels), Deadly())
 """
 
