@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from ..core import InputError, choose_device, choose_precision, seeded
 from ..data.dataset import Batch, Space_Galaxi, measure_input_statistics
-from ..data.groups import digest_files, group_objects
+from ..data.groups import group_objects
+from ..data.image_sources import digest_images
 from ..data.loaders import ValidationRows, first_rows, validation_rows
 from ..models.blocks import BlockSpec
 from ..models.model import Architecture, ProgressiveModel
@@ -84,7 +85,7 @@ def _check_disjoint(train: Space_Galaxi, val: Space_Galaxi) -> None:
             np.concatenate([item.table[name].astype(float) for item in every])
             for name in ("ra", "dec")
         )
-        contents = [digest for item in every for digest in digest_files(item.paths)]
+        contents = [digest for item in every for digest in digest_images(item.paths)]
         groups = np.split(group_objects(ra, dec, contents), [len(train)])
     if num_shared := int(np.isin(groups[1], groups[0]).sum()):
         raise InputError(
