@@ -44,7 +44,16 @@ from space_warps.search.records import Backtrack
 SECONDS, BYTES = 10, 2 * 2**30
 ODD: list[Any] = [
     *(None, True, [], {}, "", "x", -1, 0, 0.5, 10**9, 2**63, -(2**63), 10**400, 1e308, -1e-308),
-    *("../canary/keep", "/etc/passwd", "*", "${oc.env:HOME}", "\x1b[2J", "\x00", "$\\frac{", "\u202e"),
+    *(
+        "../canary/keep",
+        "/etc/passwd",
+        "*",
+        "${oc.env:HOME}",
+        "\x1b[2J",
+        "\x00",
+        "$\\frac{",
+        "\u202e",
+    ),
     *("<script>", "a" * 10_000, [[[[]]]] * 9, {"a": {"b": []}}, list(range(500))),
 ]
 NUMBER = re.compile(rb"-?\d+(\.\d+)?")
@@ -274,7 +283,9 @@ def run_slice(root: Path, numbers: range, seed: int, environment: dict[str, Any]
             except BaseException as error:
                 kind, outcome = "", "memory" if isinstance(error, MemoryError) else "traceback"
                 where = traceback.extract_tb(error.__traceback__)[-1]
-                detail = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+                detail = (
+                    f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+                )
             file.write(json.dumps({"case": number, "kind": kind, outcome: detail}) + "\n")
 
 

@@ -8,12 +8,13 @@ __all__ = ['StateDict', 'MODEL_FORMAT', 'MODEL_VERSION', 'SavedModel', 'clone_st
 
 # %% ../../nbs/02_models/06_saved_model.ipynb #ed15a7db
 import hashlib
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -29,10 +30,13 @@ from space_warps.core import (
     write_json,
 )
 from .model import Architecture, ProgressiveModel
+from ..safety import MissingFileError, parse_json, read_regular_file
 
 # %% ../../nbs/02_models/06_saved_model.ipynb #5acefe8d
 StateDict = Mapping[str, Tensor]
+_MAX_BLOCKS = 1000  # Of a network that is read
 MODEL_FORMAT, MODEL_VERSION = "space_warps model", 1  # Of model.json
+_MAX_JSON_BYTES, _MAX_WEIGHTS_BYTES = 2**24, 2**30
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,39 @@ class SavedModel:
         return cls(model.architecture, clone_state_dict(model))
 
     def build(self) -> ProgressiveModel:
-        "Build a new network with these weights."
+        "Build a new network; raises `InputError` if the weights are not those of its architecture."
+        weights = dict(self.state_dict)
+        _check_size(self.architecture, weights)
         model = ProgressiveModel(self.architecture)
-        model.load_state_dict(dict(self.state_dict))
+        model.load_state_dict(weights)
         return model
+
+
+_MAX_VALUES = 2**26  # Of the windows over an image, 256 MiB
+
+
+def _check_size(architecture: Architecture, weights: StateDict) -> None:
+    "Compare shapes without allocating memory: an architecture may claim any size."
+    num_values = math.prod(architecture.image_shape) * (1 + len(architecture.pool_sigmas))
+    if not 0 < num_values <= _MAX_VALUES or len(architecture.blocks) > _MAX_BLOCKS:
+        raise InputError(f"no network has images of {architecture.image_shape}; restore the model")
+    try:
+        with torch.device("meta"):
+            expected = ProgressiveModel(architecture).state_dict()
+    except InputError:
+        raise
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"no network has this architecture ({reason}); restore the model"
+        ) from error
+    for name in sorted(expected.keys() | weights.keys()):
+        shapes = [tuple(t[name].shape) if name in t else None for t in (expected, weights)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"weights {name} have the shape {shapes[1]}, and those of the architecture have "
+                f"{shapes[0]}; restore the model"
+            )
 
 # %% ../../nbs/02_models/06_saved_model.ipynb #1cb68a35
 def clone_state_dict(
@@ -101,17 +134,20 @@ def load_model(
 ) -> SavedModel:
     "Read a model written by `save_model`; raises `InputError` if a file is missing or changed."
     json_path, weights_path = Path(folder) / "model.json", Path(folder) / "model.safetensors"
-    for path in (json_path, weights_path):
-        if not path.is_file():
-            raise InputError(f"no {path.name} in {folder}; give the folder of a finished run")
     try:
-        content = dict(json.loads(json_path.read_text(encoding="utf-8")))
+        content = dict(parse_json(read_regular_file(json_path, _MAX_JSON_BYTES), json_path))
         check_format(content, MODEL_FORMAT, MODEL_VERSION, json_path)
+        weights = read_regular_file(weights_path, _MAX_WEIGHTS_BYTES)
+    except MissingFileError as error:
+        reason = "give the folder of a finished run"
+        raise InputError(f"no model.json and model.safetensors in {folder}; {reason}") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder} holds no readable model: {error}") from error
+    try:
         architecture = from_json(content["architecture"], Architecture)
         own_sha256, weights_sha256 = content.pop("sha256"), content["weights_sha256"]
-        weights = weights_path.read_bytes()
         state_dict = load_tensors(weights)
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
         raise InputError(f"{folder} holds no readable model: {error}") from error
     if own_sha256 != _content_sha256(content):
         raise InputError(f"{json_path} was changed; restore it")
