@@ -257,7 +257,7 @@ def try_case(root: Path, number: int, seed: int, environment: dict[str, Any]) ->
             try:
                 action(copy, environment)
             except (InputError, OSError) as error:
-                assert "\n" not in str(error)
+                assert "\n" not in str(error), str(error)
                 outcome = "refused"
     finally:
         signal.alarm(0)
