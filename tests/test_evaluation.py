@@ -161,7 +161,7 @@ def test_other_features(tiny: Tiny, refused) -> None:
 def test_another_image_shape(tmp_path: Path, refused) -> None:
     assert "the model reads images of 1x12x12" in refused(write_tiny(tmp_path / "large", size=16))
     colour = write_tiny(tmp_path / "colour", colour=True)
-    assert "have 3x12x12" in refused(colour)
+    assert "reads images of 1x12x12 and this one is 3x12x12" in refused(colour)
 
 
 def test_no_labels(tiny: Tiny, refused) -> None:

@@ -192,6 +192,11 @@ class Space_Galaxi(Dataset[Batch]):
             self._scaling = self.measure_scaling()
         return self._scaling
 
+    @property
+    def pixel_scale(self) -> float | None:
+        "Arcsec per pixel of all images; None if it is unknown or not the same."
+        return self._measured.pixel_scale
+
     def measure_scaling(self) -> ImageScaling:
         "Measure the limits of the stretch on these samples, if their pixels are fluxes."
         low, high = measure_limits(self.pixels, self.rows)

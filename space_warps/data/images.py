@@ -106,11 +106,14 @@ def fit_shape(
 
 
 def _centre(values: Values, height: int, width: int) -> Values:
-    "The central part; outside of the image the median of each band."
+    "The central part; outside of the image pixels drawn from its edge, which keeps the noise."
     if values.shape[1:] == (height, width):
         return values
     result = np.empty((len(values), height, width), dtype=values.dtype)
-    result[:] = np.median(values, axis=(1, 2)).astype(values.dtype)[:, None, None]
+    if height > values.shape[1] or width > values.shape[2]:
+        edges = [values[:, [0, -1]], values[:, :, [0, -1]]]
+        frame = np.concatenate([edge.reshape(len(values), -1) for edge in edges], axis=1)
+        result[:] = np.random.default_rng(0).choice(frame, (height, width), axis=1)
     place, part = [], []
     for have, want in zip(values.shape[1:], (height, width), strict=True):
         kept = min(have, want)
@@ -163,22 +166,24 @@ def misfit(
     got, want = ("x".join(map(str, item.shape)) for item in (kind, stored))
     by_model = options.shape is not None
     if kind.is_bytes and not stored.is_bytes:
-        return f"its image has 8-bit shades and {_who(by_model)} measured values; give FITS"
+        who = "the model reads" if by_model else "others have"
+        return f"its image has 8-bit shades and {who} measured values; give FITS"
     grey_as_colour = kind.shape[0] == 1 and stored.shape[0] == 3 and stored.is_bytes
-    if kind.shape[0] != stored.shape[0] and not grey_as_colour:
-        return f"its image has {kind.shape[0]} bands and {_who(by_model)} {stored.shape[0]}"
-    if kind.shape[1:] == stored.shape[1:] or image_size or options.crop_size or has_scale:
+    other_bands = kind.shape[0] != stored.shape[0] and not grey_as_colour
+    if other_bands and not by_model:
+        return f"its image has {kind.shape[0]} bands and most have {stored.shape[0]}"
+    other_size = kind.shape[1:] != stored.shape[1:]
+    if not other_bands and not (other_size and not (image_size or options.crop_size or has_scale)):
         return ""
     if by_model:
-        return f"the model reads images of {want} and this one is {got} (bands x height x width)"
+        hint = "" if other_bands else f"; image_size={stored.shape[2]} would resize it"
+        return (
+            f"the model reads images of {want} and this one is {got} (bands x height x width){hint}"
+        )
     return (
         f"its image is {kind.shape[2]}x{kind.shape[1]} pixels, most are "
         f"{stored.shape[2]}x{stored.shape[1]}; image_size={stored.shape[2]} would resize all"
     )
-
-
-def _who(by_model: bool) -> str:
-    return "the model reads" if by_model else "most have"
 
 # %% ../../nbs/01_data/04_images.ipynb #7218a05e
 class ImageRows(Protocol):

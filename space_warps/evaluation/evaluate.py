@@ -8,6 +8,7 @@ __all__ = ['read_labelled', 'predict', 'evaluate_rows', 'overlaps_training', 'ev
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #90f764bd
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,11 +56,12 @@ def read_labelled(
     )
     own = replace(options, features=names, classes=classes, images=images)
     dataset = Space_Galaxi.read(csv_path, img_dir_path, own)
-    if dataset.image_shape != architecture.image_shape:
-        raise InputError(
-            f"the model reads images of {_shape(architecture.image_shape)} and those of "
-            f"{img_dir_path} have {_shape(dataset.image_shape)} (channels x height x width); give "
-            f"images of that kind{_resize_hint(architecture.image_shape, dataset.image_shape)}"
+    if scaling.pixel_scale is not None and dataset.pixel_scale is None:
+        _LOG.warning(
+            "the pixel scale of %s is unknown, and the model was trained at %.3g arcsec per pixel; "
+            "give data.pixel_scale to resample these images",
+            img_dir_path,
+            scaling.pixel_scale,
         )
     if len(dataset) < len(architecture.classes):
         raise InputError(
@@ -69,14 +71,7 @@ def read_labelled(
     return dataset
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _resize_hint(wanted: Sequence[int], got: Sequence[int]) -> str:
-    if wanted[0] == got[0] and wanted[1] == wanted[2]:
-        return f", or image_size={wanted[1]} to resize"
-    return ""
+_LOG = logging.getLogger(__name__)
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #2d458fd7
 def predict(
