@@ -136,9 +136,16 @@ def replace_hash(run: Path, before: bytes, after: bytes) -> None:
     write_model_json(run / "model.json", about)
 
 
+def is_regular(path: Path) -> bool:
+    """Whether a path is a file, or missing; not a link, a folder or a FIFO."""
+    return not path.is_symlink() and (path.is_file() or not path.exists())
+
+
 def mutate_file(rng: random.Random, path: Path, canary: Path, run: Path) -> None:
     """Change one file of a run, a model or a catalogue."""
     kind = rng.random()
+    if not all(is_regular(run / name) for name in (path, "model.json", "events.jsonl")):
+        return
     if kind < 0.12:
         path.unlink()
         rng.choice(

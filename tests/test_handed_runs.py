@@ -1,5 +1,6 @@
 """A run folder from somebody else, or a damaged one, ends in one line and harms nothing."""
 
+import importlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tiny, grow, write_tiny
+from conftest import ROOT, Tiny, grow, write_tiny
 
 from space_warps.cli.main import main
 from space_warps.core import InputError
@@ -420,3 +421,19 @@ def test_a_search_with_other_settings_names_both_values(handed: Handed) -> None:
     with pytest.raises(InputError, match=r"max_layers was 1 and is 7.*start a branch"):
         folder(SearchStarted(config, history.base_architecture, history.num_train, history.num_val))
     folder.close()
+
+
+# Mutations
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the cases run in forked processes")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_mutated_runs_models_and_catalogues(
+    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short run of benchmarks/fuzz.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    fuzz = importlib.import_module("fuzz")
+    result = fuzz.fuzz(tmp_path, 100)
+    assert not result["faults"]
+    assert result["counts"]["refused"] > 50

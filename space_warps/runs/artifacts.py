@@ -103,7 +103,10 @@ def read_val_rows(
         labels, groups = (table[name].to_numpy(np.int64) for name in ("label", "group"))
         return ValidationRows(tuple(table["id"]), labels, groups)
     except (ValueError, KeyError, OverflowError) as error:
-        raise InputError(f"{folder}/validation.csv cannot be read ({error}); restore it") from error
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{folder}/validation.csv cannot be read ({reason}); restore it"
+        ) from error
 
 
 def val_rows_sha256(
