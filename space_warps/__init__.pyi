@@ -16,7 +16,7 @@ from .runs.progress import ProgressBar as ProgressBar
 from .reports.plots import plot_accuracy_vs_depth as plot_accuracy_vs_depth
 from .search.runner import LocalRunner as LocalRunner
 from .runs.folder import RunFolder as RunFolder
-from .search.search import progressive_architecture_search as progressive_architecture_search
+from .runs.one_call import progressive_architecture_search as progressive_architecture_search
 from .search.config import FinalConfig as FinalConfig
 from .search.config import SearchConfig as SearchConfig
 from .search.config import SelectionConfig as SelectionConfig

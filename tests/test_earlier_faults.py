@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Catalogue, Tiny
+from space_warps.runs.one_call import progressive_architecture_search
 
 from space_warps.data.augment import STRONG_AUGMENT, Augment
 from space_warps.data.loaders import create_train_val_dataloaders
@@ -26,7 +27,7 @@ from space_warps.search.config import (
 from space_warps.search.events import CandidateEnded, Event, SearchEnded
 from space_warps.search.history import SearchHistory
 from space_warps.search.runner import LocalRunner
-from space_warps.search.search import progressive_architecture_search, search
+from space_warps.search.search import search
 from space_warps.search.settings import with_overrides
 from space_warps.search.step import propose_candidates
 from space_warps.training.config import TrainConfig

@@ -9,7 +9,6 @@ from .parallel import ParallelRunner as ParallelRunner
 from .records import Backtrack as Backtrack
 from .records import Decision as Decision
 from .runner import LocalRunner as LocalRunner
-from .search import progressive_architecture_search as progressive_architecture_search
 from .settings import with_overrides as with_overrides
 from .space import CandidateProposal as CandidateProposal
 from .strategies import register_strategy as register_strategy
