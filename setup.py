@@ -22,7 +22,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=[metadata["lib_path"], f"{metadata['lib_path']}.*"]),
-    package_data={"": ["*.pyi"], metadata["lib_path"]: ["py.typed"]},
+    package_data={"": ["*.pyi", "*.html"], metadata["lib_path"]: ["py.typed"]},
     python_requires=f">={metadata['min_python']},<3.14",
     install_requires=metadata["requirements"].split(),
     extras_require={

@@ -112,8 +112,13 @@ def _visible(text: Any, keep: str = "") -> str:
 def plot_text(
     text: Any,  # Text from a file
 ) -> str:
-    "Text for matplotlib: each `$` is a dollar sign, and control characters are visible escapes."
-    return _visible(text).replace("$", r"\$")
+    "Text for matplotlib: `$` stays, and what it cannot draw is a visible escape."
+    from matplotlib.font_manager import findfont, get_font  # slow, and only plots need it
+
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    shown = "".join(c if ord(c) in glyphs else ascii(c)[1:-1] for c in _visible(text))
+    # a legend omits labels that begin with an underscore
+    return f" {shown}".replace("$", r"\$") if shown[:1] == "_" else shown.replace("$", r"\$")
 
 # %% ../nbs/00a_safety.ipynb #f7fae683
 def check_name(

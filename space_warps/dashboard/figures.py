@@ -19,7 +19,6 @@ from ..core import InputError, write_atomic
 from .controller import RunController
 from .inspection import changed_predictions
 from space_warps.reports.cutouts import (
-    find_misclassifications,
     plot_augmented,
     plot_changed_predictions,
     plot_classes,
@@ -248,10 +247,7 @@ class FigureSet:
         predictions = self.controller.predictions()
         if predictions is None:
             return None
-        dataset = predictions.dataset
-        return plot_misclassifications(
-            dataset, find_misclassifications(dataset, predictions.scores)
-        )
+        return plot_misclassifications(predictions.dataset, predictions.scores)
 
     def _occlusion(self) -> Figure | None:
         return self.occlusion[1] if self.occlusion else None

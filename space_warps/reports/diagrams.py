@@ -18,21 +18,20 @@ from matplotlib.patches import Rectangle
 from ..core import InputError
 from ..models.blocks import BlockSpec, MapShape, block_output_shape, build_block
 from ..models.model import Architecture
-from .plots import BLUE, GREY, ORANGE, new_figure
+from .plots import BLUE, GREY, ORANGE, default_style, new_figure
 from ..runs.state import RunState
+from ..safety import plot_text
 
 # %% ../../nbs/07_reports/05_diagrams.ipynb #d7effcc9
 @functools.lru_cache(maxsize=4096)
-def _measure_block(
-    spec: BlockSpec,  # The block
-    in_shape: MapShape,  # Channels, height and width that come in
-) -> tuple[MapShape, int]:  # What comes out, and the number of parameters
+def _measure_block(spec: BlockSpec, in_shape: MapShape) -> tuple[MapShape, int]:
     "Output shape and number of parameters of a block."
     with torch.device("meta"):
         block = build_block(spec, in_shape[0])
     return block_output_shape(spec, in_shape), sum(p.numel() for p in block.parameters())
 
 # %% ../../nbs/07_reports/05_diagrams.ipynb #edceb200
+@default_style()
 def plot_network(
     empty: Architecture,  # The network without blocks
     blocks: Sequence[BlockSpec],  # From the image upwards
@@ -79,9 +78,7 @@ def plot_network(
     return figure
 
 # %% ../../nbs/07_reports/05_diagrams.ipynb #59c5a009
-def _node_positions(
-    record: RunState,  # State of a run
-) -> dict[int, tuple[int, int]]:  # Node -> step and lane, from 0
+def _node_positions(record: RunState) -> dict[int, tuple[int, int]]:  # Step and lane, from 0
     "Position of each node: its step, and a lane of its branch."
     indices: dict[int, tuple[int, int]] = {}
     used = -1
@@ -112,6 +109,7 @@ def path_to(
     return tuple(reversed(path))
 
 
+@default_style()
 def plot_tree(
     record: RunState,  # State of a run
     size: tuple[int, int] = (392, 224),  # Width and height in pixels
@@ -132,11 +130,9 @@ def plot_tree(
         n.number for n in record.nodes if n.history.steps and not n.history.steps[-1].selected
     }
     for is_taken, marker, colour in ((True, "o", BLUE), (False, "s", GREY)):
-        result = [
-            index for number, index in indices.items() if (number not in rejected) == is_taken
-        ]
-        if result:
-            xs, ys = zip(*result, strict=True)
+        some = [xy for number, xy in indices.items() if (number not in rejected) == is_taken]
+        if some:
+            xs, ys = zip(*some, strict=True)
             axes.scatter(xs, ys, 110, "white", marker=marker, edgecolors=colour, zorder=2)
     axes.scatter(*indices[record.current], 260, "none", edgecolors=ORANGE, linewidths=2, zorder=3)
     fontsize = 7 if len(indices) < 40 else 5
@@ -154,5 +150,5 @@ def _label_branch(axes: Axes, record: RunState, number: int, index: tuple[int, i
     node = record.nodes[number]
     parent = record.nodes[node.parent] if node.parent is not None else None
     if parent is None or parent.history.branch != node.history.branch:
-        message = node.history.branch if parent is not None else "empty"
+        message = plot_text(node.history.branch) if parent is not None else "empty"
         axes.annotate(message, index, (0, -17), textcoords="offset points", ha="center", fontsize=7)

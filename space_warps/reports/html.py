@@ -6,25 +6,26 @@
 __all__ = ['write_report']
 
 # %% ../../nbs/07_reports/04_html.ipynb #13300fbd
-import html
-import io
-from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+import jinja2
 
-from ..core import write_atomic
+from ..core import write_atomic, write_json
 from ..evaluation.evaluate import stored_evaluation
 from ..evaluation.metrics import format_share
 from space_warps.reports.plots import (
     DARK_FILTER,
+    draw_or_explain,
     plot_accuracy_vs_depth,
     plot_pareto,
+    to_png,
+    to_svg,
 )
-from .summary import describe, write_summary
+from .summary import describe, summarize
 from space_warps.reports.test_plots import (
+    check_evaluation,
     plot_by_brightness,
     plot_confusion,
     plot_curves,
@@ -34,223 +35,115 @@ from ..runs.folder import check_finished
 from ..runs.progress import describe_decision
 from ..runs.state import RunState, resumable_history
 from ..search.formatting import describe_candidate
-from ..search.history import NUM_MACS, NUM_PARAMS, SearchHistory
-
-# %% ../../nbs/07_reports/04_html.ipynb #f49d815a
-def _drawing(figure: Figure, message: str) -> str:
-    "A figure as SVG inside HTML, the same bytes each time."
-    text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": message, "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    drawn = text.getvalue()
-    named = f'role="img" aria-label="{html.escape(message)}"'
-    return f"<figure>{drawn[drawn.index('<svg') :].replace('<svg', f'<svg {named}', 1)}</figure>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], marked: Collection[int] = ()) -> str:
-    def line(cells: Sequence[Any], tag: str) -> str:
-        *first, last = (html.escape(str(cell)) for cell in cells)
-        rest = len(head) - len(cells) + 1  # a short row ends in a sentence
-        wide = f' colspan="{rest}"' if rest > 1 else ""
-        return "".join(f"<{tag}>{cell}</{tag}>" for cell in first) + f"<{tag}{wide}>{last}</{tag}>"
-
-    starts = ['<tr class="accepted">' if n in marked else "<tr>" for n in range(len(rows))]
-    body = "".join(f"{s}{line(row, 'td')}</tr>" for s, row in zip(starts, rows, strict=True))
-    return f"<table><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+from ..search.history import NUM_MACS, NUM_PARAMS, Objective, SearchHistory
+from ..search.records import CandidateResult, Step
 
 # %% ../../nbs/07_reports/04_html.ipynb #9f24d6b2
-def _steps_table(history: SearchHistory, summary: dict[str, Any]) -> str:
-    rows: list[list[Any]] = []
-    marked = []
-    for record, step in zip(history.steps, summary["steps"], strict=True):
-        names = [describe_candidate(o.candidate, history.config) for o in record.results]
-        every = [*step["candidates"], step["control"]]
-        for name, training in zip([*names, "control"], every, strict=True):
-            message = training["failed"] or f"{training['val_accuracy']:.3f}"
-            loss = "" if training["failed"] else f"{training['val_log_loss']:.3f}"
-            epochs = f"{training['epochs']} + {training['inherited_epochs']}"
-            number = training.get("index", "")
-            line = [
-                step["step"],
-                number,
-                name,
-                message,
-                loss,
-                f"{training['num_params']:,}",
-                epochs,
-            ]
-            marked += [len(rows)] if number in step["beam"] else []
-            rows.append([*line, training.get("dropped") or _verdict(training)])
-        reason, correlation = step["reason"], step["rank_correlation"]
-        if correlation is not None:
-            reason += f"; rank correlation of predicted and measured log-loss {correlation:+.2f}"
-        rows.append([step["step"], "", describe_decision(record), reason])
-    head = ["step", "no.", "candidate", "accuracy", "log-loss", "parameters", "epochs + inherited"]
-    message = "<p>Bold rows were accepted, or kept as further parents. A branch names a candidate by its number.</p>"
-    return message + _table([*head, "against the control (95% interval)"], rows, marked)
-
-
-def _verdict(training: dict[str, Any]) -> str:
+def _verdict(step: Step, result: CandidateResult) -> str:
     "Verdict of the paired test; empty for a network without a parent, which need not beat the control."
-    test = training.get("against_control")
-    if test is None or training["mutation"] == "fresh":
+    test = step.test_of(result)
+    if test is None or result.candidate.mutation == "fresh":
         return ""
-    gain, low, high = (100 * test[name] for name in ("gain", "gain_low", "gain_high"))
-    text = f"{test['verdict']}: {gain:+.1f} points ({low:+.1f} to {high:+.1f})"
-    if test["min_detectable"] <= test["gain"]:
+    gain, low, high = (100 * share for share in (test.gain, test.gain_low, test.gain_high))
+    text = f"{test.verdict}: {gain:+.1f} points ({low:+.1f} to {high:+.1f})"
+    if test.min_detectable <= test.gain:
         return text
-    least = f"the smallest detectable gain is {100 * test['min_detectable']:.1f}"
-    return (
-        f"{text}; {'no gain is detectable on so few rows' if test['min_detectable'] > 1 else least}"
-    )
-
-
-def _final_training(final: dict[str, Any] | None) -> str:
-    if final is None:
-        return "<p>There was no final training.</p>"
-    rows = [
-        [
-            row["role"],
-            row["failed"] or f"{row['val_accuracy']:.3f}",
-            "" if row["failed"] else f"{row['val_log_loss']:.3f}",
-        ]
-        for row in final["trainings"]
-    ]
-    message = (
-        f"<p>Selected: {html.escape(str(final['selected']))} ({html.escape(final['reason'])}).</p>"
-    )
-    return message + _table(["training", "accuracy", "log-loss"], rows)
-
-# %% ../../nbs/07_reports/04_html.ipynb #77e787c9
-def _test_section(record: dict[str, Any]) -> str:
-    ends = record.get("intervals", {})
-    rows = []
-    for key in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "brier", "log_loss"):
-        interval = f"{ends[key][0]:.3f} to {ends[key][1]:.3f}" if key in ends else ""
-        rows.append([key.replace("_", " "), f"{record[key]:.3f}", interval])
-    classes = [
-        [
-            name,
-            row["num_rows"],
-            *(format_share(row[rate]) for rate in ("completeness", "purity", "f1")),
-        ]
-        for name, row in record["per_class"].items()
-    ]
-    message = (
-        f"<p>{html.escape(record['catalogue'])}: {record['num_rows']} rows of "
-        f"{record['num_objects']} objects, evaluation number {record['num_evaluations']} of this "
-        f"catalogue. Contradicting labels limit the accuracy of any classifier to "
-        f"{record['ceiling']:.3f}.</p>"
-    )
-    if num_overlapping := record.get("num_overlapping"):
-        message += (
-            f"<p><strong>{num_overlapping} of these rows show objects of the training or validation rows: "
-            "these metrics are too optimistic.</strong></p>"
-        )
-    figures = (
-        _drawing(plot_confusion(record), "confusion matrix")
-        + _drawing(plot_reliability(record), "reliability diagram")
-        + _drawing(plot_by_brightness(record), "accuracy against brightness")
-        + _drawing(plot_curves(record), "ROC and purity against completeness")
-    )
-    return (
-        message
-        + _table(["metric", "value", "95% interval"], rows)
-        + _table(["class", "rows", "completeness", "purity", "F1"], classes)
-        + _baselines_table(record.get("baselines", []))
-        + figures
-    )
-
-
-def _baselines_table(rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return ""
-    lines = [
-        [
-            row["name"],
-            row["inputs"],
-            f"{row['accuracy']:.3f}",
-            f"{row['interval'][0]:.3f} to {row['interval'][1]:.3f}",
-            f"{row['log_loss']:.3f}",
-            "" if row["num_params"] is None else f"{row['num_params']:,}",
-        ]
-        for row in rows
-    ]
-    head = ["method", "inputs", "accuracy", "95% interval", "log-loss", "parameters"]
-    return "<h3>Baselines on the same rows</h3>" + _table(head, lines)
+    if test.min_detectable > 1:
+        return f"{text}; no gain is detectable on so few rows"
+    return f"{text}; the smallest detectable gain is {100 * test.min_detectable:.1f}"
 
 # %% ../../nbs/07_reports/04_html.ipynb #b542fb9a
-_STYLE = (
-    """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
-  color: #1a1a1a; background: #fff; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { padding: .25rem .75rem; text-align: left; border-bottom: 1px solid #ddd; }
-th { border-bottom: 2px solid #888; font-weight: 600; }
-figure { display: inline-block; margin: .5rem 1rem .5rem 0; max-width: 100%; vertical-align: top; }
-svg { max-width: 100%; height: auto; }
-pre { background: #f5f5f5; padding: 1rem; white-space: pre-wrap; }
-tr.accepted { font-weight: 600; background: #eef4fa; }
-@media (prefers-color-scheme: dark) {
-  body { color: #e8e8e8; background: #141414; }
-  th, td { border-color: #444; }
-  pre { background: #222; }
-  tr.accepted { background: #1d2a38; }
-  svg { filter: """
-    + DARK_FILTER
-    + """; }
-}
-"""
+_SEARCH_FIGURES = (  # Label, and file of the picture
+    ("validation accuracy against depth", "accuracy_vs_depth.png"),
+    ("log-loss against parameters and multiply-adds", "pareto.png"),
 )
 
 
-def _write_html_report(
-    history: SearchHistory,  # The history of a search
-    summary: dict[str, Any],  # As `summarize` gives it
-    folder: str | Path,  # An existing folder
-    evaluation: dict[str, Any] | None = None,  # As `evaluate_run` gives it
-) -> Path:  # The file
-    "Write report.html."
-    tested = "<p>There is no evaluation on test rows in this run folder.</p>"
-    if evaluation is not None:
-        tested = _test_section(evaluation)
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>space_warps run</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Search report</h1><pre>{html.escape(describe(summary))}</pre>",
-        "<h2>Search</h2>",
-        _drawing(plot_accuracy_vs_depth(history), "validation accuracy against depth"),
-        _steps_table(history, summary),
-        "<h3>Accuracy against cost</h3>",
-        _drawing(
-            plot_pareto(history, (NUM_PARAMS, NUM_MACS), size=(640, 300)),
-            "validation log-loss against parameters and multiply-adds",
-        ),
-        "<h2>Final training</h2>",
-        _final_training(summary["final_training"]),
-        "<h2>Test set</h2>",
-        tested,
-        f"<p>history {summary['history_sha256'][:12]}, model {summary['model_sha256'][:12]}, "
-        f"seed {summary['seed']}</p></body></html>",
-    ]
-    path = Path(folder) / "report.html"
-    write_atomic(path, "\n".join(parts))
-    return path
+def _draw_search(history: SearchHistory, folder: Path) -> dict[str, tuple[str, str]]:
+    "SVG, or why it failed, of each figure of the search; each is also a PNG in the folder."
+    plots = (
+        partial(plot_accuracy_vs_depth, history),
+        partial(plot_pareto, history, (NUM_PARAMS, NUM_MACS), size=(640, 300)),
+    )
+    drawn = {}
+    for (label, name), plot in zip(_SEARCH_FIGURES, plots, strict=True):
+        files, error = draw_or_explain(label, partial(_draw_both, plot, label))
+        _write_picture(folder / name, files[0] if files else None)
+        drawn[label] = (files[1] if files else "", error)
+    return drawn
+
+
+def _draw_both(plot: Any, label: str) -> tuple[bytes, str]:
+    figure = plot()
+    return to_png(figure, dpi=150), to_svg(figure, label)
+
+
+def _write_picture(path: Path, content: bytes | None) -> None:
+    "Write a picture, or remove the former one if it could not be drawn."
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_atomic(path, content)
+
+
+def _draw_test(evaluation: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    "SVG, or why it failed, of each figure of an evaluation."
+    plots = {
+        "confusion matrix": plot_confusion,
+        "reliability diagram": plot_reliability,
+        "accuracy against brightness": plot_by_brightness,
+        "ROC and purity against completeness": plot_curves,
+    }
+    return {
+        label: draw_or_explain(label, lambda: to_svg(plot(evaluation), label))  # noqa: B023
+        for label, plot in plots.items()
+    }
+
+# %% ../../nbs/07_reports/04_html.ipynb #4f2b9c01
+def _fill_template(
+    history: SearchHistory,
+    summary: dict[str, Any],
+    figures: dict[str, tuple[str, str]],
+    evaluation: dict[str, Any] | None,
+) -> str:  # HTML
+    "The page, with all text from the run escaped."
+    loader = jinja2.PackageLoader("space_warps", "reports")
+    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return pages.get_template("report.html").render(
+        summary=summary,
+        steps=list(zip(history.steps, summary["steps"], strict=True)),
+        config=history.config,
+        figures=figures,
+        search_figures=[label for label, _ in _SEARCH_FIGURES],
+        test=evaluation,
+        dark_filter=DARK_FILTER,
+        description=describe(summary),
+        describe_candidate=describe_candidate,
+        describe_decision=describe_decision,
+        verdict=_verdict,
+        share=format_share,
+    )
 
 # %% ../../nbs/07_reports/04_html.ipynb #9a40d202
 def write_report(
     folder: str | Path,  # Folder of a run whose search has ended, or was stopped
-    record: RunState | None = None,  # Its state, where the caller has it; None reads the events
-    evaluation: dict[str, Any]
-    | None = None,  # As `evaluate_run` gives it; None: that of the folder
+    state: RunState | None = None,  # Of the run, where the caller has it; None reads the events
+    evaluation: dict[str, Any] | None = None,  # As `evaluate_run` gives it; None: the stored one
 ) -> dict[str, Any]:  # The summary
-    "Write the summary, the pictures and report.html of a run; raises `InputError` before its end."
-    record = check_finished(folder, record)
-    history = resumable_history(record)
-    summary = write_summary(
-        history, record.model_sha256, record.search_s, folder, record.latency_ms
-    )
-    _write_html_report(history, summary, folder, evaluation or stored_evaluation(folder))
+    "Write report.html, progressive_summary.json and pictures; raise `InputError` before the end."
+    folder = Path(folder)
+    state = check_finished(folder, state)
+    history, latency = resumable_history(state), state.latency_ms
+    if (evaluation := evaluation or stored_evaluation(folder)) is not None:
+        evaluation = check_evaluation(evaluation, folder)
+    summary = summarize(history, state.model_sha256, state.search_s, latency)
+    figures = _draw_search(history, folder)
+    if latency:
+        time_ms = Objective("time per image (ms)", lambda o: latency.get(o.candidate.name))
+        plot = partial(plot_pareto, history, (time_ms,), size=(400, 300))
+        content, _ = draw_or_explain("log-loss against latency", lambda: to_png(plot(), dpi=150))
+        _write_picture(folder / "latency.png", content)
+    figures |= _draw_test(evaluation) if evaluation else {}
+    write_json(folder / "progressive_summary.json", summary)
+    write_atomic(folder / "report.html", _fill_template(history, summary, figures, evaluation))
     return summary

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from ..core import InputError, deterministic
 from ..models.model import ProgressiveModel
-from .plots import LABEL_SIZE, SKY, SKY_TEXT, TICK_SIZE, new_figure, plain_text
+from space_warps.reports.plots import (
+    LABEL_SIZE,
+    SKY,
+    SKY_TEXT,
+    TICK_SIZE,
+    default_style,
+    new_figure,
+)
+from ..safety import plot_text
 
 # %% ../../nbs/07_reports/07_occlusion.ipynb #a35677b6
 def occlusion_map(
@@ -57,6 +65,7 @@ def _starts(length: int, patch: int, stride: int) -> list[int]:
     return sorted({*range(0, length - patch, stride), length - patch})
 
 # %% ../../nbs/07_reports/07_occlusion.ipynb #224b4357
+@default_style()
 def plot_occlusion(
     image: Tensor,  # float32 [channels, height, width] in [0, 1]
     drops: npt.NDArray[np.float64],  # [height, width], as `occlusion_map` gives it
@@ -68,10 +77,7 @@ def plot_occlusion(
     figure.set_facecolor(SKY)
     shown = image[[0, len(image) // 2, len(image) - 1]].permute(1, 2, 0).numpy()
     most = max(100 * float(np.abs(drops).max()), 1e-4)
-    for left, title in (
-        (0.0, plain_text(heading)),
-        (0.43, "drop if covered (points)"),
-    ):
+    for left, title in ((0.0, plot_text(heading)), (0.43, "drop if covered (points)")):
         axes = figure.add_axes((left, 0.03, 0.43, 0.85))
         axes.axis("off")
         axes.set_title(title, fontsize=LABEL_SIZE, color=SKY_TEXT)
