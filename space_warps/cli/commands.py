@@ -73,6 +73,8 @@ def make_runner(
 
 def _print_start(folder: RunFolder, runner: Runner, csv_path: str, loaders: Loaders) -> None:
     print(f"{csv_path}: {runner.num_train} training rows, {runner.num_val} validation rows")
+    for note in catalogues_of(loaders)[0].notes:
+        print(f"note: {note}")
     if skipped := catalogues_of(loaders)[0].skipped:
         print(f"{len(skipped)} rows skipped, the first one: {skipped[0]}")
     if folder.resume_state.history is not None:
@@ -271,7 +273,10 @@ def run_audit(
 ) -> None:
     "Check a catalogue and print its problems."
     options = read_options(config.data, progress=sys.stderr.isatty())
-    audit_catalogue(*catalogue_paths(config.data), options)
+    result = audit_catalogue(*catalogue_paths(config.data), options)
+    if result.num_usable == 0:
+        fault = next(messages[0] for messages in result.faults.values() if messages)
+        raise InputError(f"no row of {result.csv_path} can be used; {fault}")
 
 
 def run_fetch(

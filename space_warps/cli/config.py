@@ -35,7 +35,7 @@ from ..search.settings import closest_name, config_diff, list_settings, with_ove
 class DataConfig:
     "Catalogue, and how to read and split it."
 
-    csv_path: str | None = None  # CSV with id, ra, dec, class; None: the simulated sample
+    csv_path: str | None = None  # Table with id, class, ra, dec; None: the simulated sample
     img_dir_path: str | None = None  # Folder with {id}.jpg, .png, .fits; or zip, NPY, HDF5
     features: list[str] = field(default_factory=lambda: ["z", "z_err"])  # Feature columns; []: none
     missing_flags: bool = True  # Add an input per feature that tells if it is missing
@@ -51,6 +51,17 @@ class DataConfig:
     train_ratio: float = 0.9  # Share of these objects to train on, in (0, 1)
     batch_size: int = 32  # Training rows per batch
     on_bad_row: str = "error"  # Rows that cannot be used: error, or skip
+    columns: Any = None  # Names of the columns in the table, e.g. {id: objID, class: label}
+    table: Any = None  # HDU, HDF5 path or VOTable table to read; None: the only one
+    encoding: str | None = None  # Of a CSV, e.g. cp1252; None: UTF-8
+    separator: str | None = None  # Of a CSV; None: the one the header shows
+    missing_values: Any = None  # Words and numbers for missing; None: the usual ones
+    class_columns: list[str] = field(default_factory=list)  # Columns of vote fractions
+    class_threshold: float | None = None  # Fraction that makes a class; None: the largest
+    min_count: int = 1  # Classes with fewer rows are left out
+    ra_unit: str = "degree"  # Unit of ra: degree or hour
+    group_radius: float = 2.0  # Positions this close are one object, in arcsec
+    group_column: str | None = None  # Rows that share its value are one object
     test_csv: str | None = None  # Labelled rows to evaluate the final network on
     test_img_dir_path: str | None = None  # Folder with their images; None: img_dir_path
     test_share: float = 0.0  # Share of the objects to hold out as test set, in [0, 1)

@@ -9,6 +9,7 @@ __all__ = ['Loaders', 'catalogue_paths', 'read_options', 'read_split', 'read_loa
 # %% ../../nbs/10_cli/03_datasets.ipynb #a294fb11
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -21,6 +22,7 @@ from ..data.image_arrays import ImageOptions
 from ..data.loaders import Split, split_loaders
 from ..data.simulate import sample_catalogue
 from ..data.split import hold_out
+from ..data.tables import TableOptions
 from ..evaluation.evaluate import overlaps_training, read_labelled
 from ..evaluation.metrics import class_weights
 from ..models.model import Architecture
@@ -55,6 +57,9 @@ def read_options(
         cache_dir=data.cache_dir,
         progress=progress,
         images=_image_options(data),
+        table=TableOptions(
+            **{item.name: getattr(data, item.name) for item in fields(TableOptions)}
+        ),
     )
 
 

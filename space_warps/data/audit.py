@@ -13,24 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from torch import Tensor
 
-from space_warps.data.catalogue import (
-    DEFAULT_READ_OPTIONS,
-    REQUIRED_COLUMNS,
-    ReadOptions,
-    find_bad_labels,
-    read_features,
-    sorted_classes,
-)
-from .groups import count_votes, group_objects, image_ceiling
-from .image_lookup import find_images
-from .image_sources import ImageSource, digest_images
+from .catalogue import DEFAULT_READ_OPTIONS, FileRows, ReadOptions, read_rows
+from .groups import count_votes, image_ceiling, is_crowded
 from .image_statistics import BoostingScores, image_statistics, score_boosting
 from .image_store import MemmapImages, load_images
 from .split import leaked_share
-from .tables import check_columns, parse_numbers, read_table
+from .values import sorted_classes
 
 # %% ../../nbs/01_data/13_audit.ipynb #60ff5fae
 @dataclass(frozen=True)
@@ -47,82 +37,56 @@ class CatalogueAudit:
     num_repeated_rows: int  # Usable rows whose object has several
     num_contradicted: int  # Objects whose rows have different classes
     image_ceiling: float  # Highest accuracy from the image alone, in [0, 1]
+    group_radius: float  # Positions this close are taken as one object, in arcsec
+    is_crowded: bool  # Such positions are probably neighbours, so that the ceiling is too low
     masked: dict[str, dict[str, int]]  # Feature -> class -> values missing or masked
     majority: float  # Share of the largest class, in [0, 1]
     feature_baseline: BoostingScores | None  # Boosting on the features
     image_baseline: BoostingScores | None  # Boosting on image statistics
     leaked_share: float  # Validation rows of a random split whose object is also trained on
+    notes: tuple[str, ...]  # What was guessed or taken as missing
 
     def __str__(self) -> str:
         return "\n".join(_format_audit(self))
 
-# %% ../../nbs/01_data/13_audit.ipynb #1a2df975
-@dataclass(frozen=True)
-class _FileRows:
-    "All rows of a file, as far as they can be read, and their faults."
-
-    table: pd.DataFrame
-    ra: npt.NDArray[np.float64]  # [rows] degrees
-    dec: npt.NDArray[np.float64]  # [rows] degrees
-    feature_names: tuple[str, ...]
-    features: npt.NDArray[np.float64]  # [rows, features]
-    paths: ImageSource
-    pixels: Tensor | MemmapImages  # uint8 [rows, channels, height, width]
-    faults: dict[str, dict[int, str]]  # Kind of fault -> row -> message
-
-    def messages(self, kind: str) -> tuple[str, ...]:
-        lines, messages = self.table.index, self.faults[kind]
-        return tuple(f"line {lines[row]}: {messages[row]}" for row in sorted(messages))
-
-# %% ../../nbs/01_data/13_audit.ipynb #9f2a65a9
-_FAULTS = ("labels and ids", "positions", "features", "missing images", "unusable images")
-
-
-def _read_rows(csv_path: str | Path, img_dir_path: str | Path, options: ReadOptions) -> _FileRows:
-    table = read_table(csv_path)
-    needed = [*REQUIRED_COLUMNS, *options.features, options.images.path_column or "id"]
-    check_columns(table, needed, csv_path)
-    faults: dict[str, dict[int, str]] = {kind: {} for kind in _FAULTS}
-    faults["labels and ids"] = find_bad_labels(table, None)
-    ra = parse_numbers(table["ra"].tolist(), "ra", faults["positions"], 0, 360)
-    dec = parse_numbers(table["dec"].tolist(), "dec", faults["positions"], -90, 90)
-    features = read_features(table, options.features, faults["features"])
-    missing = faults["missing images"]
-    column = options.images.path_column or "id"
-    paths = find_images(table[column].tolist(), img_dir_path, missing, options.images)
-    pixels, unusable = load_images(paths, options)
-    faults["unusable images"] = {row: unusable[row] for row in unusable if row not in missing}
-    return _FileRows(table, ra, dec, tuple(options.features), features, paths, pixels, faults)
-
 # %% ../../nbs/01_data/13_audit.ipynb #dcb60571
 def _summarize(
     csv_path: str | Path,
-    rows: _FileRows,
+    options: ReadOptions,
+    rows: FileRows,
+    pixels: Tensor | MemmapImages,  # uint8 [rows, channels, height, width]
     good: npt.NDArray[np.int64],  # [usable] rows without a fault
     groups: npt.NDArray[np.int64],  # [usable] rows of the same object share a number
 ) -> CatalogueAudit:
-    names = rows.table["class"].iloc[good].tolist()
+    table = rows.table
+    names = table["class"].iloc[good].tolist()
     classes, counts = sorted_classes(names), Counter(names)
     labels = np.array([classes.index(name) for name in names], dtype=np.int64)
     votes = count_votes(labels, groups) if len(good) else np.ones((1, 1), dtype=np.int64)
     sizes = np.bincount(groups)[groups] if len(good) else groups
-    is_missing = dict(zip(rows.feature_names, np.isnan(rows.features[good]).T, strict=True))
+    is_missing = dict(zip(options.features, np.isnan(rows.features[good]).T, strict=True))
     return CatalogueAudit(
         csv_path=str(csv_path),
-        num_rows=len(rows.table),
+        num_rows=len(table),
         num_usable=len(good),
         class_counts={name: counts[name] for name in classes},
-        faults={kind: rows.messages(kind) for kind in rows.faults},
-        image_shapes={" x ".join(map(str, rows.pixels.shape[1:])): len(good)},
+        faults={
+            kind: tuple(f"{table.index.name} {table.index[row]}: {bad[row]}" for row in sorted(bad))
+            for kind, bad in rows.faults.items()
+        },
+        image_shapes={" x ".join(map(str, pixels.shape[1:])): len(good)},
         num_objects=len(np.unique(groups)),
         num_repeated_rows=int((sizes > 1).sum()),
         num_contradicted=int((np.count_nonzero(votes, axis=1) > 1).sum()),
         image_ceiling=image_ceiling(votes),
+        group_radius=options.table.group_radius,
+        is_crowded=is_crowded(rows.ra[good], rows.dec[good], options.table.group_radius),
         masked={name: _count_by_class(classes, labels[is_missing[name]]) for name in is_missing},
         majority=max(counts.values(), default=0) / max(len(good), 1),
         feature_baseline=score_boosting(rows.features[good], labels, groups),
-        image_baseline=score_boosting(image_statistics(rows.pixels, good), labels, groups),
+        image_baseline=score_boosting(image_statistics(pixels, good), labels, groups),
         leaked_share=leaked_share(groups) if len(good) else 0.0,
+        notes=tuple(rows.notes),
     )
 
 
@@ -132,19 +96,20 @@ def _count_by_class(classes: Sequence[str], labels: npt.NDArray[np.int64]) -> di
 
 # %% ../../nbs/01_data/13_audit.ipynb #5b57b186
 def audit_catalogue(
-    csv_path: str | Path,  # CSV with id, ra, dec (degrees), class and the features
+    csv_path: str | Path,  # Table with id, class, and the features; ra and dec if known
     img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
     options: ReadOptions = DEFAULT_READ_OPTIONS,  # How to read them; every bad row is listed
     *,
     print_result: bool = True,  # Print the result as a page of text
 ) -> CatalogueAudit:
     "Audit a catalogue, print the result and return it."
-    rows = _read_rows(csv_path, img_dir_path, options)
-    bad = {row for messages in rows.faults.values() for row in messages}
-    good = np.setdiff1d(np.arange(len(rows.table)), list(bad))
-    digests = digest_images(rows.paths.select(good), options.progress)
-    groups = group_objects(rows.ra[good], rows.dec[good], digests) if len(good) else good
-    result = _summarize(csv_path, rows, good, groups)
+    rows = read_rows(csv_path, img_dir_path, options)
+    pixels, unusable = load_images(rows.paths, options)
+    missing = rows.faults["missing images"]
+    rows.faults["unusable images"] = {r: unusable[r] for r in unusable if r not in missing}
+    good = np.setdiff1d(np.arange(len(rows.table)), list(rows.bad))
+    groups = rows.group(good, options) if len(good) else good
+    result = _summarize(csv_path, options, rows, pixels, good, groups)
     if print_result:
         print(result)
     return result
@@ -164,7 +129,7 @@ def _format_audit(result: CatalogueAudit) -> list[str]:
         _line(
             "contradictions",
             f"{result.num_contradicted} objects have rows of different classes; "
-            f"images alone allow an accuracy of at most {result.image_ceiling:.3f}",
+            f"images alone allow an accuracy of at most {result.image_ceiling:.3f}{_doubt(result)}",
         ),
     ]
     for name, counts in result.masked.items():
@@ -175,7 +140,20 @@ def _format_audit(result: CatalogueAudit) -> list[str]:
     lines += _format_scores("features", result.feature_baseline)
     lines += _format_scores("images", result.image_baseline)
     text = f"{result.leaked_share:.0%} of the validation rows of a random split show an object"
-    return [*lines, _line("leakage", f"{text} that is also trained on")]
+    lines.append(_line("leakage", f"{text} that is also trained on"))
+    return [*lines, *(_line("note", note) for note in result.notes)]
+
+
+def _doubt(result: CatalogueAudit) -> str:
+    "Why the ceiling is an assumption."
+    if not result.num_contradicted:
+        return ""
+    text = (
+        f", if positions within {result.group_radius:g} arcsec (data.group_radius) are one object"
+    )
+    if result.is_crowded:
+        text += "; they are probably neighbours in a crowded field: choose a smaller radius"
+    return text
 
 # %% ../../nbs/01_data/13_audit.ipynb #5a50ac75
 def _line(label: str, text: str) -> str:

@@ -24,7 +24,7 @@ from .catalogue import ReadOptions
 from .dataset import Batch, Space_Galaxi, Transform
 from .image_arrays import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from .split import check_share, split_rows
-from .tables import OnBadRow
+from .tables import DEFAULT_TABLE_OPTIONS, OnBadRow, TableOptions
 
 # %% ../../nbs/01_data/09_loaders.ipynb #69692ed6
 class EpochSampler(Sampler[int]):
@@ -99,6 +99,7 @@ def create_train_val_dataloaders(
     cache_dir: str | Path | None = None,  # Folder of mapped data; None is the user's cache
     progress: bool = False,  # Show progress bars
     images: ImageOptions = DEFAULT_IMAGE_OPTIONS,  # Bands, HDU, stretch, crop, pixel scale
+    table: TableOptions = DEFAULT_TABLE_OPTIONS,  # Columns, missing values, classes, objects
 ) -> tuple[DataLoader[Batch], DataLoader[Batch]]:  # Training and validation
     "Read a catalogue and split it by object into two reproducible loaders."
     options = ReadOptions(
@@ -110,6 +111,7 @@ def create_train_val_dataloaders(
         cache_dir,
         progress,
         images,
+        table,
     )
     split = Split(fraction, train_ratio, test_share, batch_size, val_batch_size, num_workers)
     dataset = Space_Galaxi.read(csv_path, img_dir_path, options, seed=seed)

@@ -31,6 +31,7 @@ def split_groups(
     groups: npt.NDArray[np.int64],  # [rows] rows of the same object share a number
     first_share: float,  # Share of the objects in the first part, in (0, 1)
     seed: int,  # Determines the split
+    names: Sequence[str] = (),  # Names of the classes, for the error
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # Rows of both parts, ascending
     "Split rows in two so that no object is in both parts and classes keep their shares."
     _, indices = np.unique(groups, return_inverse=True)
@@ -39,20 +40,23 @@ def split_groups(
     counts = np.bincount(majority)
     num_smaller = min(num_second, len(majority) - num_second)
     if num_smaller < np.count_nonzero(counts) or 1 in counts:
-        raise _split_error(first_share, counts)
+        raise InputError(_explain_split(first_share, counts, names))
     splitter = StratifiedShuffleSplit(1, test_size=num_second, random_state=seed)
     in_second = np.zeros(len(majority), dtype=bool)
     in_second[next(splitter.split(majority, majority))[1]] = True
     if np.unique(majority[in_second]).size < np.unique(majority[~in_second]).size:
-        raise _split_error(first_share, counts)
+        raise InputError(_explain_split(first_share, counts, names))
     return np.flatnonzero(~in_second[indices]), np.flatnonzero(in_second[indices])
 
 
-def _split_error(first_share: float, counts: npt.NDArray[np.int64]) -> InputError:
-    counted = " + ".join(str(count) for count in counts if count)
-    return InputError(
-        f"a share of {first_share:g} of {counted} objects (by class) does not leave at least one of "
-        f"each of the {np.count_nonzero(counts)} classes on both sides; use more rows or another share"
+def _explain_split(first_share: float, counts: npt.NDArray[np.int64], names: Sequence[str]) -> str:
+    rarest = int(np.where(counts > 0, counts, counts.max() + 1).argmin())
+    name, least = names[rarest] if names else rarest, counts[rarest]
+    smaller = min(first_share, 1 - first_share)
+    return (
+        f"class {name} has {least} objects, too few to leave at least one of each of the "
+        f"{np.count_nonzero(counts)} classes on both sides of a split into shares of {1 - smaller:g} "
+        f"and {smaller:g}; add rows of it, leave it out with data.min_count, or use another share"
     )
 
 # %% ../../nbs/01_data/08_split.ipynb #2e902a42
@@ -70,7 +74,7 @@ def _check_split(
         if num_objects < 2:
             raise InputError(
                 f"class {classes[label]} has rows of one object only, which cannot be trained on "
-                f"and validated with; add rows of this class or remove it"
+                "and validated with; add rows of it, or leave it out with data.min_count=2"
             )
 
 
@@ -94,7 +98,7 @@ def hold_out(
     if test_share == 0:
         return np.arange(len(catalogue)), np.arange(0)
     labels, groups = catalogue.labels, catalogue.groups
-    return split_groups(labels, groups, 1 - test_share, derive_seed(seed, 3))
+    return split_groups(labels, groups, 1 - test_share, derive_seed(seed, 3), catalogue.classes)
 
 # %% ../../nbs/01_data/08_split.ipynb #8b699070
 def split_rows(
@@ -105,13 +109,13 @@ def split_rows(
     test_share: float = 0.0,  # Share of the objects held out for a test, in [0, 1)
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # Rows to train on and to validate with
     "Split objects for training and validation; raise `InputError` if a part would lack a class."
-    labels, groups = catalogue.labels, catalogue.groups
+    labels, groups, names = catalogue.labels, catalogue.groups, catalogue.classes
     _check_split(catalogue.classes, labels, groups)
     if train_ratio == 1:
         raise InputError("train_ratio=1 leaves no validation row; use 0.9, for instance")
     kept, _ = hold_out(catalogue, test_share, seed)
     if fraction < 1:
-        chosen, _ = split_groups(labels[kept], groups[kept], fraction, derive_seed(seed, 0))
+        chosen, _ = split_groups(labels[kept], groups[kept], fraction, derive_seed(seed, 0), names)
         kept = kept[chosen]
-    train, val = split_groups(labels[kept], groups[kept], train_ratio, derive_seed(seed, 1))
+    train, val = split_groups(labels[kept], groups[kept], train_ratio, derive_seed(seed, 1), names)
     return kept[train], kept[val]

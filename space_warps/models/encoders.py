@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import InputError
-from ..data.catalogue import find_sentinels, sentinel_pairs
+from ..data.values import find_sentinels, sentinel_pairs
 
 # %% ../../nbs/02_models/03_encoders.ipynb #83f58ce6
 def invert_asinh_stretch(

@@ -1,0 +1,360 @@
+"""Tables as other programs and archives write them: read right, or refused in one line."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from conftest import ROOT, Tiny
+
+from space_warps.cli.main import main
+from space_warps.core import InputError
+from space_warps.data.audit import CatalogueAudit, audit_catalogue
+from space_warps.data.catalogue import ReadOptions, read_catalogue
+from space_warps.data.tables import TableOptions, read_table
+from space_warps.data.values import read_features
+
+REAL_TABLES = Path(
+    os.environ.get("SPACE_WARPS_TABLES_DIR", ROOT.parent / "shared" / "cases" / "tables")
+)
+
+
+def audit(tiny: Tiny, path: Path | None = None, **table: Any) -> CatalogueAudit:
+    options = ReadOptions(features=[], table=TableOptions(**table))
+    return audit_catalogue(path or tiny.csv_path, tiny.img_dir_path, options, print_result=False)
+
+
+CSV_DIALECTS = {
+    "mark": (lambda text: "\ufeff" + text, "utf-8", ""),
+    "semicolon": (lambda text: text.replace(",", ";"), "utf-8", "separated by ';'"),
+    "tab": (lambda text: text.replace(",", "\t"), "utf-8", "separated by a tab"),
+    "pipe": (lambda text: text.replace(",", "|"), "utf-8", "separated by '|'"),
+    "utf16": (lambda text: text, "utf-16", "read as utf-16"),
+    "comments": (lambda text: "# a query\n# 2024\n" + text, "utf-8", "2 comment lines"),
+    "hash header": (lambda text: "#" + text, "utf-8", "comment line 1"),
+    "skyserver": (lambda text: "#Table1\n" + text, "utf-8", "1 comment lines"),
+    "upper": (lambda text: text.replace("id,ra,dec,class", "ID,RA,DEC,Class"), "utf-8", "read as"),
+    "trailing": (lambda text: text.replace("\n", ",\n"), "utf-8", ""),
+    "crlf": (lambda text: text.replace("\n", "\r\n"), "utf-8", ""),
+    "comment at the end": (lambda text: text + "# 60 rows\n\n", "utf-8", ""),
+    "unused column": (lambda text: text.replace("STAR,,", "STAR,Müller,"), "cp1252", ""),
+}
+
+
+@pytest.mark.parametrize("name", CSV_DIALECTS)
+def test_csv_dialects(tiny: Tiny, name: str) -> None:
+    change, encoding, note = CSV_DIALECTS[name]
+    text = tiny.csv_path.read_text(encoding="utf-8")
+    tiny.csv_path.write_bytes(change(text).encode(encoding))
+    result = audit(tiny)
+    assert result.num_usable == 60
+    assert result.num_objects == 60
+    assert list(result.class_counts) == ["GALAXY", "QSO", "STAR"]
+    assert note in " ".join(result.notes)
+
+
+def test_spaces_between_cells(tiny: Tiny) -> None:
+    rows = [line.split(",")[:4] for line in tiny.lines()]
+    tiny.write(["   ".join(row) for row in rows])
+    assert audit(tiny).num_usable == 60
+
+
+def write_columns(tiny: Tiny, path: Path, kind: str) -> None:
+    """The tiny catalogue in another format."""
+    table = read_table(tiny.csv_path)
+    columns = {"id": table["id"].tolist(), "class": table["class"].tolist()}
+    columns |= {name: table[name].astype(float).tolist() for name in ("ra", "dec", "z", "z_err")}
+    if kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is an extra")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table(columns), path)
+    elif kind == "hdf5":
+        h5py = pytest.importorskip("h5py", reason="h5py is an extra")
+        with h5py.File(path, "w") as file:
+            for name, column in columns.items():
+                file[name] = column
+            file["images"] = np.zeros((60, 12, 12))
+    else:
+        Table(columns).write(path, format=kind)
+
+
+FORMATS = ["fits", "votable", "ascii.ecsv", "parquet", "hdf5"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats(tiny: Tiny, kind: str) -> None:
+    path = tiny.csv_path.with_name("other.dat")  # the content decides, not the name
+    write_columns(tiny, path, kind)
+    expected = read_catalogue(*tiny)
+    catalogue = read_catalogue(path, tiny.img_dir_path)
+    assert catalogue.table["id"].tolist() == expected.table["id"].tolist()
+    assert (catalogue.labels == expected.labels).all()
+    assert np.array_equal(catalogue.features, expected.features)
+    assert np.array_equal(catalogue.ra, expected.ra)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_integer_ids_and_missing_values_are_exact(tmp_path: Path, kind: str) -> None:
+    ids = [587722952767439450, 9007199254740993]
+    if kind in ("parquet", "hdf5"):
+        module = pytest.importorskip({"parquet": "pyarrow.parquet", "hdf5": "h5py"}[kind])
+    path = tmp_path / "table"
+    if kind == "parquet":
+        import pyarrow
+
+        module.write_table(pyarrow.table({"id": ids, "z": [0.1, None]}), path)
+    elif kind == "hdf5":
+        with module.File(path, "w") as file:
+            file["id"], file["z"] = ids, [0.1, np.nan]
+    else:
+        Table({"id": ids, "z": [0.1, np.nan]}).write(path, format=kind)
+    table = read_table(path)
+    assert table["id"].tolist() == [str(number) for number in ids]
+    assert table["z"].tolist() == ["0.1", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PAR1" + bytes(range(256)) * 4, "arquet|pyarrow"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5|h5py"),
+        (b"PK\x03\x04" + bytes(100), "zip or Excel file"),
+        (b"SIMPLE  =                    T", "cannot be read as|without a table"),
+        (b"<html><body>504</body></html>", "is an HTML page"),
+        (b'<?xml version="1.0"?><VOTABLE><RESOURCE>', "cannot be read as votable"),
+        (b"# %ECSV 1.0\n# ---\nid", "cannot be read as ascii.ecsv"),
+        (b"\x1f\x8b\x08\x00damaged", "gzip"),
+        (b"\x00\x01\x02binary", "is not text"),
+        (
+            b"objid,TARGET_RA,TARGET_DEC,spectype\n1,2,3,A\n",
+            "{id:objid,class:spectype,ra:TARGET_RA",
+        ),
+        (b"GalaxyID,Class1.1,Class1.2\n1,0.1,0.9\n", "{id:GalaxyID"),
+        (b"id,ra,dec\n1,2,3\n", "neither be trained on nor evaluated"),
+        (b"id,class,RA\n1,A,3\n", "has no column 'dec'"),
+    ],
+)
+def test_a_table_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    args = [f"data.csv_path={path}", f"data.img_dir_path={tmp_path}", "data.features=[]"]
+    assert main(["audit", *args]) == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1
+    assert any(part in text for part in message.split("|")), text
+
+
+def test_the_key_of_the_message_works(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tiny.csv_path.read_text().replace("id,ra,dec,class", "source id,_RAJ2000,_DEJ2000,otype")
+    tiny.csv_path.write_text(text)
+    args = ["audit", *tiny.words(), "data.features=[]"]
+    assert main(args) == 2
+    key = capsys.readouterr().err.split("'data.columns=")[1].split("'")[0]
+    assert main([*args, f"data.columns={key}"]) == 0
+    assert "60 rows, 60 usable" in capsys.readouterr().out
+
+
+def test_a_choice_of_fits_tables(tmp_path: Path) -> None:
+    from astropy.io import fits
+
+    first, second = (Table({"id": [n], "class": ["A"]}) for n in (1, 2))
+    path = tmp_path / "two.fits"
+    units = [fits.BinTableHDU(table, name=name) for name, table in (("SKY", first), ("X", second))]
+    fits.HDUList([fits.PrimaryHDU(), *units]).writeto(path)
+    with pytest.raises(InputError, match=r"2 tables \(1 SKY, 2 X\).*data.table=1"):
+        read_table(path)
+    assert read_table(path, TableOptions(table=2))["id"].tolist() == ["2"]
+
+
+# Real tables of surveys, where they lie beside the checkout
+
+
+REAL = {
+    "gammacat.fits.gz": ({"id": "source_id", "class": "classes"}, ["spec_pl_index", "sed_dnde[3]"]),
+    "redmapper_sva1-expanded_public_v6.3_catalog.fits.gz": (
+        {"id": "COADD_OBJECTS_ID", "class": "NAME", "ra": "RA", "dec": "DEC"},
+        ["Z_LAMBDA", "PZ[3]"],
+    ),
+    "sdss12.vot": ({"id": "SDSS12", "ra": "RA_ICRS", "dec": "DE_ICRS"}, ["gmag", "zsp"]),
+    "vot_with_cdata.vot": ({"id": "main_id", "class": "main_type"}, ["redshift"]),
+    "vot_with_definitions.vot": (
+        {"id": "MAIN_ID", "class": "OTYPE", "ra": "RA", "dec": "DEC"},
+        ["B"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_tables(name: str) -> None:
+    path = REAL_TABLES / name
+    if not path.is_file():
+        pytest.skip("no real tables beside this checkout")
+    columns, features = REAL[name]
+    required = ["id", "class", *features]
+    table = read_table(path, TableOptions(columns), required, ["ra", "dec"])
+    original = Table.read(path)
+    assert len(table) == len(original)
+    assert (table[[*required, "ra", "dec"]] != "").any().all()
+    source = original[columns["id"]]
+    expected = [str(value.decode() if isinstance(value, bytes) else value) for value in source]
+    assert table["id"].tolist() == [text.strip() for text in expected]
+    read_features(table, features, bad := {})
+    assert not bad
+
+
+# Missing values and labels
+
+
+@pytest.mark.parametrize(
+    ("word", "is_missing"),
+    [
+        *((word, True) for word in ("NaN", "null", "--", "N/A", "", "inf", "-999", "-99.0")),
+        *((word, True) for word in ("99.0", "1e30", "-9999", "None")),
+        *((word, False) for word in ("18.5", "0", "-1")),
+    ],
+)
+def test_missing_features(tiny: Tiny, word: str, is_missing: bool) -> None:
+    values = [f"{18 + row / 60:.3f}" for row in range(60)]
+    for row in range(0, 60, 3):
+        values[row] = word
+    lines = [f"{line},{value}" for line, value in zip(tiny.lines(), ["mag", *values], strict=True)]
+    tiny.write(lines)
+    result = audit_catalogue(*tiny, ReadOptions(features=["mag"]), print_result=False)
+    assert result.num_usable == 60
+    assert sum(result.masked["mag"].values()) == 20 * is_missing
+
+
+def test_a_number_with_an_underscore_is_no_number(tiny: Tiny) -> None:
+    tiny.change(3, "z", "1_8.2")
+    with pytest.raises(InputError, match=r"z is '1_8\.2', not a finite number"):
+        read_catalogue(*tiny)
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "--", "null", "?", "N/A", ""])
+def test_missing_labels_are_no_class(tiny: Tiny, word: str) -> None:
+    for row in range(0, 60, 4):
+        tiny.change(row, "class", word)
+    result = audit(tiny)
+    assert list(result.class_counts) == ["GALAXY", "QSO", "STAR"]
+    assert result.num_usable == 45
+    assert len(result.faults["labels and ids"]) == 15
+    with pytest.raises(InputError, match="on_bad_row=skip"):
+        read_catalogue(*tiny)
+
+
+@pytest.mark.parametrize(
+    "labels", [["Spiral", "spiral"], ["caf\u00e9", "cafe\u0301"], ["A B", "A  B"]]
+)
+def test_names_nearly_alike_are_reported(tiny: Tiny, labels: list[str]) -> None:
+    for row in range(60):
+        tiny.change(row, "class", labels[row % 2])
+    assert "written nearly alike" in " ".join(audit(tiny).notes)
+
+
+def test_labels_with_signs(tiny: Tiny) -> None:
+    for row in range(60):
+        tiny.change(row, "class", ["+-1", "$x_1$", "1"][row % 3])
+    assert list(audit(tiny).class_counts) == ["$x_1$", "+-1", "1"]
+
+
+def test_votes(tiny: Tiny) -> None:
+    votes = [f"{row / 59:.6f}" for row in range(60)]
+    header, *rows = tiny.lines()
+    cells = zip(rows, votes, strict=True)
+    tiny.write([header + ",p,q", *(f"{row},{v},{1 - float(v):.6f}" for row, v in cells)])
+    with pytest.raises(InputError, match=r"class has 60 different numbers.*class_columns"):
+        audit(tiny, columns={"class": "p"})
+    result = audit(tiny, class_columns=["p", "q"], class_threshold=0.8)
+    assert result.class_counts == {"p": 12, "q": 12}
+    assert "36 rows of 60" in " ".join(result.notes)
+    assert audit(tiny, class_columns=["p"], class_threshold=0.8).class_counts == {
+        "not p": 12,
+        "p": 12,
+    }
+
+
+def test_rare_classes(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for row in (0, 3):
+        tiny.change(row, "class", "RARE")
+    args = ["search", *tiny.words(), f"run.dir={tmp_path / 'run'}", "data.features=[]"]
+    assert main(args) == 2
+    assert "class RARE has 2 objects" in (message := capsys.readouterr().err)
+    assert "data.min_count" in message
+    result = audit(tiny, min_count=3)
+    assert list(result.class_counts) == ["GALAXY", "QSO", "STAR"]
+    assert "class RARE is left out: 2 rows" in " ".join(result.notes)
+
+
+# Positions and objects
+
+
+def test_without_positions(tiny: Tiny) -> None:
+    tiny.write(
+        [
+            ",".join([c for n, c in enumerate(line.split(",")) if n not in (1, 2)])
+            for line in tiny.lines()
+        ]
+    )
+    result = audit(tiny)
+    assert (result.num_usable, result.num_objects) == (60, 60)
+    assert "no columns ra and dec" in " ".join(result.notes)
+
+
+POSITIONS = {
+    "zeros": (lambda n: ("0", "0.0"), "is taken as no position", 60),
+    "hours": (lambda n: (f"{n * 0.4 % 24:.4f}", f"{n - 30}"), "data.ra_unit=hour", 60),
+    "sexagesimal": (lambda n: (f"{n % 24:02d}:{n:02d}:31.9", f"-{n:02d}:00:52"), "sexagesimal", 60),
+    "one constant": (lambda n: ("150.1", "2.2"), "are taken as one object, though", 1),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_suspicious_positions_are_named(tiny: Tiny, name: str) -> None:
+    position, note, num_objects = POSITIONS[name]
+    for row in range(60):
+        for column, value in zip(("ra", "dec"), position(row), strict=True):
+            tiny.change(row, column, value)
+    result = audit(tiny)
+    assert note in " ".join(result.notes)
+    assert (result.num_usable, result.num_objects) == (60, num_objects)
+
+
+def test_groups_by_radius_and_column(tiny: Tiny) -> None:
+    for row in range(60):
+        tiny.change(row, "ra", f"{row / 3600:.6f}")
+        tiny.change(row, "dec", "1")
+        tiny.change(row, "subclass", f"night {row % 5}" if row else "")
+    assert audit(tiny, group_radius=0.5).num_objects == 60
+    assert audit(tiny, group_radius=2).num_objects == 1
+    assert audit(tiny, group_radius=0, group_column="subclass").num_objects == 6
+    with pytest.raises(InputError, match="has no column 'nigth'"):
+        audit(tiny, group_column="nigth")
+
+
+def test_the_ceiling_of_a_deep_field_is_no_fact(tiny: Tiny) -> None:
+    rng = np.random.default_rng(0)
+    for row in range(60):
+        for column in ("ra", "dec"):
+            tiny.change(row, column, f"{rng.uniform(1, 1.003):.7f}")
+    text = str(audit(tiny))
+    assert "within 2 arcsec (data.group_radius)" in text
+    assert "choose a smaller radius" in text
+
+
+def test_a_search_with_names_of_columns_and_a_test_share(tiny: Tiny, tmp_path: Path) -> None:
+    """The test rows are written with the names used here, and read with the same options."""
+    text = tiny.csv_path.read_text().replace("id,ra,dec,class", "objid,RA2,DEC2,kind")
+    tiny.csv_path.write_text(text.replace(",", ";"))
+    run = tmp_path / "run"
+    keys = ["data.columns={id:objid,ra:RA2,dec:DEC2,class:kind}", "data.test_share=0.3"]
+    quick = ["search.max_layers=1", "search.k_candidates=[4]", "search.epochs_per_eval=1"]
+    assert (
+        main(["search", *tiny.words(), *keys, *quick, f"run.dir={run}", "search.final.epochs=1"])
+        == 0
+    )
+    assert json.loads((run / "evaluation.json").read_text())["num_rows"] == 18
