@@ -30,6 +30,7 @@ setup(
         "tensorboard": metadata["tensorboard_requirements"].split(),
         "wandb": metadata["wandb_requirements"].split(),
         "hdf5": metadata["hdf5_requirements"].split(),
+        "parquet": metadata["parquet_requirements"].split(),
         "docs": metadata["docs_requirements"].split(),
         "dev": metadata["dev_requirements"].split(),
     },

@@ -287,7 +287,7 @@ def run_fetch(
         raise InputError(
             "fetch needs data.csv_path, with id, ra and dec, and out, the folder to fill"
         )
-    rows = read_positions(config.data.csv_path)
+    rows = read_positions(config.data.csv_path, read_options(config.data).table)
     summary = fetch_cutouts(rows, config.out, config.fetch, progress=sys.stderr.isatty())
     print(f"{summary.num_fetched} cutouts fetched, {summary.num_present} were there")
     for name, reason in list(summary.missing.items())[:1]:

@@ -31,7 +31,7 @@ from space_warps.data.image_store import (
     measure_limits,
     read_images,
 )
-from .tables import OnBadRow, raise_or_skip
+from .tables import DEFAULT_TABLE_OPTIONS, OnBadRow, TableOptions, raise_or_skip
 
 # %% ../../nbs/01_data/06_dataset.ipynb #06037193
 class BatchTransform(Protocol):
@@ -95,6 +95,7 @@ class Space_Galaxi(Dataset[Batch]):
         seed: int = 42,  # Seed of random transforms
         progress: bool = False,  # Show progress bars
         images: ImageOptions = DEFAULT_IMAGE_OPTIONS,  # Bands, HDU, stretch, crop, pixel scale
+        table: TableOptions = DEFAULT_TABLE_OPTIONS,  # Columns, missing values, classes, objects
     ) -> None:
         options = ReadOptions(
             features,
@@ -105,6 +106,7 @@ class Space_Galaxi(Dataset[Batch]):
             cache_dir,
             progress,
             images,
+            table,
         )
         catalogue = read_catalogue(csv_path, img_dir_path, options)
         loaded = read_images(catalogue.paths, options)

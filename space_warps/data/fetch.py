@@ -25,7 +25,8 @@ from astropy.io import fits
 from tqdm.auto import tqdm
 
 from ..core import InputError, write_atomic
-from .tables import check_columns, parse_numbers, read_table
+from . import values
+from .tables import DEFAULT_TABLE_OPTIONS, TableOptions, read_table
 from ..safety import check_name
 
 # %% ../../nbs/01_data/14_fetch.ipynb #082564ec
@@ -72,13 +73,13 @@ class Position(NamedTuple):
 
 
 def read_positions(
-    csv_path: str | Path,  # Table with id, ra and dec, in degrees; no class is needed
+    csv_path: str | Path,  # Table with id, ra and dec; no class is needed
+    options: TableOptions = DEFAULT_TABLE_OPTIONS,  # Names of the columns, unit of ra
 ) -> list[Position]:
     "Positions of a table; raises `InputError` for a missing column or a value that is no angle."
-    table, bad = read_table(csv_path), dict[int, str]()
-    check_columns(table, ["id", "ra", "dec"], csv_path)
-    ra = parse_numbers(list(table["ra"]), "ra", bad, 0, 360)
-    dec = parse_numbers(list(table["dec"]), "dec", bad, -90, 90)
+    table, bad = read_table(csv_path, options, ["id", "ra", "dec"], []), dict[int, str]()
+    ra, dec = values.read_positions(table, options.ra_unit, bad, [])
+    bad = {**dict.fromkeys(np.flatnonzero(np.isnan(ra)).tolist(), "no position"), **bad}
     if bad:
         row = min(bad)
         raise InputError(f"{csv_path}, line {table.index[row]}: {bad[row]}; give degrees")

@@ -80,6 +80,8 @@ def read_table(
     if not path.is_file():
         raise InputError(f"no catalogue at {path}; give the path of a table")
     source = _open_table(path, options)
+    if not any(source.names):
+        raise InputError(f"{path} has no rows; it needs a header line and one line per cutout")
     notes = list(source.notes)
     chosen = _choose_columns(path, source.names, options, required, optional, notes)
     cells, lines = source.load(list(chosen.values()))
@@ -308,7 +310,7 @@ def _optional_module(name: str, path: Path) -> Any:
         return import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise InputError(f"{path} needs {package}; pip install 'space_warps[tables]'") from error
+        raise InputError(f"{path} needs {package}; pip install {package}") from error
 
 # %% ../../nbs/01_data/01_tables.ipynb #5b1ba3e8
 def _source_of(path: Path, columns: Mapping[str, Any], num_rows: int) -> _Source:

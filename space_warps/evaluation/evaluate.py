@@ -115,10 +115,7 @@ def overlaps_training(
 ) -> npt.NDArray[np.bool_]:  # [rows of `tested`]
     "Which test rows show an object that is also in the training or validation rows."
     every = (*existing, tested)
-    ra, dec = (
-        np.concatenate([item.table[name].astype(float).to_numpy() for item in every])
-        for name in ("ra", "dec")
-    )
+    ra, dec = (np.concatenate([getattr(item, name) for item in every]) for name in ("ra", "dec"))
     contents = [digest for item in every for digest in digest_images(item.paths)]
     groups = group_objects(ra, dec, contents)
     start = len(groups) - len(tested)

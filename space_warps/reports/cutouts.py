@@ -227,9 +227,10 @@ def plot_misclassifications(
     rows = find_misclassifications(dataset.catalogue.labels, logits)[:num_shown]
     captions = []
     for row in rows:
-        name, ra, dec = dataset.catalogue.table.iloc[row][["id", "ra", "dec"]]
+        catalogue = dataset.catalogue
+        name, ra = catalogue.table["id"].iloc[row], catalogue.ra[row]
         truth, predicted = _classes_of(dataset, logits, row)
         short = name if len(name) <= 18 else f"…{name[-16:]}"
-        position = f"ra {float(ra):.5f}, dec {float(dec):+.5f}"
-        captions.append([f"{truth}, predicted {predicted}", f"id {short}", position])
+        position = [] if np.isnan(ra) else [f"ra {ra:.5f}, dec {catalogue.dec[row]:+.5f}"]
+        captions.append([f"{truth}, predicted {predicted}", f"id {short}", *position])
     return _plot_sheet(_pixels_at(dataset, rows), captions, num_columns=5)

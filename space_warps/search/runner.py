@@ -82,8 +82,7 @@ def _check_disjoint(train: Space_Galaxi, val: Space_Galaxi) -> None:
     if train.image_store is not val.image_store:  # read separately: number the objects of both
         every = [train.catalogue, val.catalogue]
         ra, dec = (
-            np.concatenate([item.table[name].astype(float) for item in every])
-            for name in ("ra", "dec")
+            np.concatenate([getattr(item, name) for item in every]) for name in ("ra", "dec")
         )
         contents = [digest for item in every for digest in digest_images(item.paths)]
         groups = np.split(group_objects(ra, dec, contents), [len(train)])
