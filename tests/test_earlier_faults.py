@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Catalogue, Tiny
-from space_warps.runs.one_call import progressive_architecture_search
 
 from space_warps.data.augment import STRONG_AUGMENT, Augment
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.blocks import BlockSpec
 from space_warps.models.model import ProgressiveModel
 from space_warps.models.saved_model import SavedModel, clone_state_dict
+from space_warps.runs.one_call import progressive_architecture_search
 from space_warps.search.candidate_training import TrainedCandidate, init_model
 from space_warps.search.config import (
     PLAIN_PRESET,

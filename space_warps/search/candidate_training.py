@@ -10,13 +10,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from sklearn.metrics import f1_score, recall_score
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..core import seeded
 from ..data.dataset import Batch
-from ..data.loaders import iterate_batches, with_augmentation_strength
+from ..data.loaders import iterate_batches, validation_rows, with_augmentation_strength
 from ..models.complexity import measure_complexity
 from ..models.model import ProgressiveModel
 from ..models.saved_model import SavedModel, state_dict_to_bytes
@@ -162,6 +165,15 @@ def _is_failure(error: Exception) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)  # on the CPU
 
 
+def _class_metric(metric: str, scores: Tensor, labels: npt.NDArray[np.int64]) -> float | None:
+    "Balanced accuracy or macro F1 over the classes of the rows; None for another metric."
+    if metric not in ("balanced_accuracy", "macro_f1"):
+        return None
+    score = recall_score if metric == "balanced_accuracy" else f1_score
+    predicted, classes = scores.argmax(dim=1).numpy(), np.unique(labels)
+    return float(score(labels, predicted, labels=classes, average="macro", zero_division=0))
+
+
 def _to_trained_candidate(
     candidate: Candidate,
     model: ProgressiveModel,
@@ -188,5 +200,8 @@ def _to_trained_candidate(
         hashlib.sha256(state_dict_to_bytes(saved_model.state_dict)).hexdigest(),
         temperature=temperature,
         num_macs=measure_complexity(model.architecture).num_macs,
+        metric_value=_class_metric(
+            candidate.train_config.selection_metric, scores, validation_rows(val_loader).labels
+        ),
     )
     return TrainedCandidate(saved_model, result, scores)

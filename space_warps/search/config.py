@@ -199,13 +199,19 @@ class TrainingConfig:
 class SelectionConfig:
     "Which candidate a step accepts, and when growth stops."
 
-    metric: str = "loss"  # Metric that is compared: loss (log-loss), or accuracy
+    metric: str = "loss"  # What is compared: loss, accuracy, balanced_accuracy or macro_f1
     parsimony: str = "none"  # none: the best; one_standard_error: the smallest as good as the best
     acceptance: str = "gain"  # Accept any gain; significant: only one that the rows can show
     patience: int = 1  # Consecutive steps without a gain that are tolerated
 
     def __post_init__(self) -> None:
         _check_settings(self, "selection")
+        is_plain = self.parsimony == "none" and self.acceptance == "gain"
+        if self.metric not in ("loss", "accuracy") and not is_plain:
+            raise InputError(
+                f"selection.metric={self.metric} has no paired test; set selection.parsimony=none "
+                "and selection.acceptance=gain, or select by loss or accuracy"
+            )
 
 
 @dataclass(frozen=True)

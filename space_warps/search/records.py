@@ -104,29 +104,32 @@ class CandidateResult:
     failed: str | None = None  # The error that ended the training, if any
     temperature: float = 1.0  # Divisor of the scores, fitted after the training
     num_macs: int = 0  # Multiply-adds for one image in one orientation; 0 if failed
+    # Balanced accuracy or macro F1, in [0, 1], where that is the selection metric
+    metric_value: float | None = field(default=None, metadata=OMIT_IF_DEFAULT)
 
 # %% ../../nbs/04_search/04_records.ipynb #9eb47b2d
 def objective(
     result: CandidateResult,  # One that has not failed
-    metric: str,  # loss or accuracy
+    metric: str,  # One of `SELECTION_METRICS`
 ) -> float:  # Lower is better
     "The value by which results are compared."
-    return result.val_loss if metric == "loss" else -result.val_acc
+    if metric in ("loss", "accuracy"):
+        return result.val_loss if metric == "loss" else -result.val_acc
+    return -(result.metric_value or 0.0)
 
 
 def format_objective(
     result: CandidateResult,  # One that has not failed
-    metric: str,  # loss or accuracy
+    metric: str,  # One of `SELECTION_METRICS`
 ) -> str:
     "Format the value by which results are compared."
-    if metric == "loss":
-        return f"log-loss {result.val_loss:.4f}"
-    return f"accuracy {result.val_acc:.4f}"
+    name = "log-loss" if metric == "loss" else metric.replace("_", " ")
+    return f"{name} {abs(objective(result, metric)):.4f}"
 
 
 def best_result(
     results: Sequence[CandidateResult],  # Some of them may have failed
-    metric: str = "loss",  # loss or accuracy
+    metric: str = "loss",  # One of `SELECTION_METRICS`
 ) -> CandidateResult | None:  # None where all have failed
     "The best result; ties go to fewer parameters, then to the lower index."
     done = [result for result in results if result.failed is None]

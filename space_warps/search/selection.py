@@ -51,7 +51,7 @@ def compare_with_control(
 def within_one_standard_error(
     candidates: Sequence[TrainedCandidate],  # Trained for the same number of epochs
     rows: ValidationRows,  # The validation rows of all of them
-    metric: str = "loss",  # loss or accuracy
+    metric: str = "loss",  # loss or accuracy; the others have no paired test
 ) -> list[CandidateResult]:  # The best one first; empty if all have failed
     "The best candidate and those at most one standard error worse."
     scores = {id(t.result): t.scores.numpy() for t in candidates if t.scores is not None}
@@ -228,7 +228,7 @@ def _describe_objective(
 
 
 def _value(config: SelectionConfig, result: CandidateResult) -> str:
-    return f"{result.val_loss if config.metric == 'loss' else result.val_acc:.4f}"
+    return f"{abs(objective(result, config.metric)):.4f}"
 
 # %% ../../nbs/04_search/10_selection.ipynb #70cfd20b
 def apply_decision(

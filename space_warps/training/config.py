@@ -18,7 +18,7 @@ from ..core import OMIT_IF_DEFAULT, InputError, coerce_numbers
 
 # %% ../../nbs/03_training/01_config.ipynb #38540fbb
 SCHEDULES = ("one_cycle", "constant")
-SELECTION_METRICS = ("loss", "accuracy")
+SELECTION_METRICS = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
 
 # %% ../../nbs/03_training/01_config.ipynb #d3f7f7f5
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrainConfig:
     schedule: str = "one_cycle"  # Learning rate over time: one_cycle or constant
     first_epoch: int = 0  # Number of the first epoch; determines order and augmentation
     seed: int = 42  # Seed of the dropout masks
-    selection_metric: str = "loss"  # Selects the epoch of a constant schedule: loss or accuracy
+    selection_metric: str = "loss"  # Compared; loss or accuracy selects a constant schedule's epoch
     augmentation: float = 1.0  # Factor on the augmentation strength; 0 for none
     # Initial factor on the learning rate of the last block and the head
     new_layer_lr_factor: float = field(default=1.0, metadata=OMIT_IF_DEFAULT)
@@ -59,6 +59,11 @@ class TrainConfig:
         ):
             if not fits:
                 raise InputError(f"{name} is {meaning}; got {getattr(self, name)!r}")
+        if self.schedule == "constant" and self.selection_metric not in ("loss", "accuracy"):
+            raise InputError(
+                "a constant schedule selects an epoch by loss or accuracy; for "
+                f"{self.selection_metric} use schedule=one_cycle, which keeps the last epoch"
+            )
 
     def is_better(
         self,
