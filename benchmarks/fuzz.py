@@ -254,7 +254,7 @@ def try_case(root: Path, number: int, seed: int, environment: dict[str, Any]) ->
     shutil.copytree(root / name, copy)
     paths = [p for p in files_of(copy) if kind != "model" or p.name.startswith("model.")]
     likely = [p for p in paths if p.name in ("events.jsonl", "annotations.csv", "model.json")]
-    with contextlib.suppress(InputError, ValueError, OSError):  # spoiled by an earlier mutation
+    with contextlib.suppress(InputError, ValueError, OSError, RecursionError):  # spoiled already
         for _ in range(rng.randint(1, 3)):
             mutate_file(rng, rng.choice([*paths, *likely * 4]), root / "canary", copy)
     outcome = "worked"

@@ -248,7 +248,7 @@ def test_another_environment_is_refused_unless_accepted(
     ("args", "message"),
     [
         (["search.lr=0.1"], "search.lr cannot change in a resumed search"),
-        (["run.keep=some"], "keep is winners or all"),
+        (["run.keep=some"], "keep is selected or all"),
     ],
 )
 def test_keys_that_a_resumed_search_refuses(

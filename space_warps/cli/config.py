@@ -87,7 +87,7 @@ class RunConfig:
     dir: str | None = None  # Run folder; new or empty for a new search; None: results/DATE_TIME
     resume: bool = False  # Resume the search in run.dir
     accept_changes: bool = False  # Resume even if versions, threads, device or images differ
-    keep: str = "winners"  # Weights to keep: winners, or all
+    keep: str = "selected"  # Weights to keep: selected, or all
     checkpoint_s: float = 30.0  # Seconds between checkpoints of a training
 
 

@@ -79,7 +79,7 @@ class Session:
         runner_factory: RunnerFactory,  # Returns a runner and `describe_environment(...)`
         *,
         config_text: str = "",  # Full configuration as YAML, stored in the run folder
-        keep: str = "all",  # Weights to keep: all (quick to backtrack) or winners
+        keep: str = "all",  # Weights to keep: all (quick to backtrack) or selected
         accept_changes: bool = False,  # Whether to resume in a changed environment
         checkpoint_s: float = 30.0,  # Seconds between checkpoints of a training
     ) -> None:

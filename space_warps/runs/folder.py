@@ -105,12 +105,12 @@ class RunFolder:
         *,
         resume: bool = False,  # Resume the run in this folder
         accept_changes: bool = False,  # Resume even if the environment has changed
-        keep: str = "winners",  # Weights to keep: winners, or all
+        keep: str = "selected",  # Weights to keep: selected, or all
         checkpoint_s: float = 30.0,  # Seconds between checkpoints of a training
         listener: Callable[[Appended], None] = lambda appended: None,  # Receives each line
     ) -> None:
-        if keep not in ("winners", "all"):
-            raise InputError(f"keep is winners or all; got {keep!r}")
+        if keep not in ("selected", "all"):
+            raise InputError(f"keep is selected or all; got {keep!r}")
         self.folder, self.files = Path(folder), SafeFolder(folder)
         self.environment, self.config_text = environment, config_text
         self.keep, self.checkpoint_s, self.listener = keep, checkpoint_s, listener
@@ -281,7 +281,7 @@ class RunFolder:
                 self.files.remove(name)
 
     def _remove_unselected(self) -> None:
-        if self.keep == "winners":
+        if self.keep == "selected":
             for name in set(self.state.results) - self.state.kept_results():
                 self.files.remove(f"{name}.safetensors")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core import InputError
 from ..models.saved_model import SavedModel
 from .artifacts import LazyStateDict, read_checked, read_tensors
-from .state import RunState, resumable_history
+from .state import RunState, _StoredResult, resumable_history
 from ..safety import SafeFolder
 from ..search.candidate_training import TrainedCandidate
 from ..search.history import SearchHistory
@@ -30,9 +30,15 @@ def stored_model(
     "Network of a candidate; its weights are read on first use."
     candidate, base = result.candidate, resumable_history(state).base_architecture
     architecture = replace(base, blocks=candidate.blocks, tta=candidate.is_final)
-    sha256 = state.results[candidate.name].sha256
+    sha256 = _stored(state, candidate.name).sha256
     weights = LazyStateDict(folder, f"{candidate.name}.safetensors", sha256)
     return SavedModel(architecture, weights)
+
+
+def _stored(state: RunState, name: str) -> _StoredResult:
+    if name not in state.results:
+        raise InputError(f"events.jsonl does not hold the result of {name}; restore the file")
+    return state.results[name]
 
 
 def stored_scores(
@@ -43,7 +49,7 @@ def stored_scores(
     "Validation scores of a candidate."
     name, history = result.candidate.name, resumable_history(state)
     file = f"{name}.scores.safetensors"
-    scores = read_tensors(folder, file, state.results[name].scores_sha256).get("scores")
+    scores = read_tensors(folder, file, _stored(state, name).scores_sha256).get("scores")
     shape = history.num_val, len(history.base_architecture.classes)
     if scores is None or scores.shape != shape or not scores.is_floating_point():
         raise InputError(f"{folder / file} has no scores of shape {shape}; restore it")
