@@ -274,7 +274,8 @@ def test_values_that_are_not_numbers(tiny: Tiny, refused: Refusal, arg: str) -> 
 def test_a_catalogue_without_any_image_is_audited(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["audit", f"data.csv_path={tiny.csv_path}", f"data.img_dir_path={tmp_path}"]) == 2
+    (empty := tmp_path / "empty").mkdir()
+    assert main(["audit", f"data.csv_path={tiny.csv_path}", f"data.img_dir_path={empty}"]) == 2
     assert "60 rows, 0 usable" in capsys.readouterr().out
 
 

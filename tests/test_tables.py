@@ -358,3 +358,21 @@ def test_a_search_with_names_of_columns_and_a_test_share(tiny: Tiny, tmp_path: P
         == 0
     )
     assert json.loads((run / "evaluation.json").read_text())["num_rows"] == 18
+
+
+def test_an_evaluation_says_how_new_rows_differ(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = tmp_path / "run", tiny.csv_path.with_name("other.csv")
+    quick = ["search.max_layers=1", "search.k_candidates=[4]", "search.epochs_per_eval=1"]
+    keys = [f"run.dir={run}", "search.final.epochs=1", "data.features=[z]"]
+    assert main(["search", *tiny.words(), *quick, *keys]) == 0
+    for row in range(60):
+        tiny.change(row, "z", f"{7 + row / 60:.3f}")
+    tiny.csv_path.rename(other)
+    capsys.readouterr()
+    names = [f"data.csv_path={other}", f"data.img_dir_path={tiny.img_dir_path}"]
+    assert main(["evaluate", f"run.dir={run}", *names]) == 0
+    text = capsys.readouterr().out
+    assert "unlike the training rows: z: 100% of the values are outside" in text
+    assert text.index("unlike the training rows") < text.index("accuracy")

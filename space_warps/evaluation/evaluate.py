@@ -25,6 +25,7 @@ from ..data.catalogue import DEFAULT_READ_OPTIONS, Catalogue, ReadOptions
 from ..data.dataset import Space_Galaxi
 from ..data.groups import count_votes, group_objects, image_ceiling
 from ..data.image_sources import digest_images
+from ..data.shift import describe_shift
 from space_warps.evaluation.metrics import (
     Predictions,
     accuracy_by,
@@ -206,6 +207,8 @@ def evaluate_run(
         "num_overlapping": None
         if existing is None
         else int(overlaps_training(existing, dataset.catalogue).sum()),
+        "shift": describe_shift(saved_model.architecture.input_statistics, dataset),
+        "notes": list(dataset.catalogue.notes),
         **figures,
     }
     write_json(target, record)
@@ -226,6 +229,8 @@ def describe_evaluation(
             f"{num_overlapping} of them show objects of the training or validation rows: these metrics are too "
             "optimistic"
         )
+    lines += [f"note: {text}" for text in record.get("notes", [])]
+    lines += [f"unlike the training rows: {text}" for text in record.get("shift", [])]
     ends = record.get("intervals", {})
     names = {
         "accuracy": "accuracy",
