@@ -40,7 +40,8 @@ lab: setup
 
 app: setup
 	$(BIN)/python -m voila nbs/dashboard.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True \
-		--VoilaExecutor.iopub_timeout=60
+		--VoilaExecutor.iopub_timeout=60 --VoilaConfiguration.file_denylist="['.*']" \
+		--Voila.tornado_settings="{'allow_remote_access': False}"
 
 docs: setup
 	$(BIN)/python docs/build.py

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -441,3 +442,43 @@ def test_standalone_page(browser: Any, lab: Lab, tmp_path: Path) -> None:
         page.locator("img.sw-curves").wait_for()
         save_screenshot(page.screenshot(full_page=True), "page_light")
         page.close()
+
+
+def app_options() -> list[str]:
+    """The options of `make app`."""
+    recipe = (
+        (NOTEBOOK.parent.parent / "Makefile")
+        .read_text(encoding="utf-8")
+        .partition("\napp: setup\n")[2]
+    )
+    words = shlex.split(recipe.partition("\n\n")[0].replace("\\\n", " "))
+    return words[words.index("nbs/dashboard.ipynb") + 1 :]
+
+
+def status_of(port: int, path: str, host: str = "") -> int:
+    """Status of a request, perhaps under another host name; 401 for the login page."""
+    headers = {"Host": host} if host else {}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return 401 if "/login" in answer.url else int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_app_answers_only_this_machine_and_only_with_the_token(tmp_path: Path) -> None:
+    pytest.importorskip("voila", reason="voila is not installed")
+    notebook: dict[str, Any] = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "page.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    Image.new("L", (2, 2)).save(tmp_path / "secret.png")
+    token = secrets.token_hex(8)
+    options = [word.replace("{", "{{").replace("}", "}}") for word in app_options()]
+    command = ["voila", "page.ipynb", "--no-browser", "--port={port}", *options]
+    command.append(f"--token={token}")
+    with served(command, tmp_path, "http://127.0.0.1:{port}/api/kernels") as port:
+        assert status_of(port, f"?token={token}") == 200
+        assert status_of(port, "?token=wrong") == 401
+        assert status_of(port, "voila/files/secret.png") == 403
+        assert status_of(port, f"voila/files/secret.png?token={token}") == 403
+        assert status_of(port, f"?token={token}", "evil.example") == 403
+        assert status_of(port, f"?token={token}", "localhost") == 200

@@ -107,7 +107,7 @@ class Actions:
         step = self.controller.require_session().pending_step
         if step is None:
             raise InputError(
-                "no step waits for a decision; press Step and wait until it is trained"
+                "no step waits for a decision; press 'Step' and wait until it is trained"
             )
         return step
 
@@ -116,7 +116,7 @@ class Actions:
         metric = history.config.selection.metric if history else "loss"
         best = best_result(fully_trained(step.results), metric)
         if best is None:
-            raise InputError("all candidates of this step failed; press Reject or Undo")
+            raise InputError("all candidates of this step failed; press 'Reject' or 'Undo'")
         self._accept(step, best)
 
     def _accept_selected(self) -> None:
@@ -151,7 +151,7 @@ class Actions:
     def _backtrack(self, branch: str | None) -> None:
         "Undo (no branch name), or start a branch."
         if (number := self.layout.node.value) is None:
-            raise InputError("there is no step to go back to yet; press Step first")
+            raise InputError("there is no step to go back to yet; press 'Step' first")
         config = self.config().search if branch is not None else None
         chosen = self.layout.alternative.value
         candidate = chosen if branch is not None and chosen != AS_ACCEPTED else None
@@ -218,7 +218,7 @@ class Actions:
             monitor = self.controller.monitor
             predictions, result = self.controller.predictions(), current_result(monitor)
             if predictions is None or result is None:
-                raise InputError("there is no network yet; press Step first")
+                raise InputError("there is no network yet; press 'Step' first")
             model = stored_model(monitor.folder, monitor.state, result)
             return explain_prediction(model, predictions.dataset, name)
 
@@ -234,7 +234,7 @@ class Actions:
     def _save(self) -> None:
         def work() -> str:
             if self.controller.monitor.state.history is None:
-                raise InputError("there is nothing to save yet; press Step first")
+                raise InputError("there is nothing to save yet; press 'Step' first")
             folder = self.controller.require_session().folder / "figures"
             folder.mkdir(parents=True, exist_ok=True)
             return f"{save_figures(self.figures, folder)} figures in {folder}, as PNG and SVG"

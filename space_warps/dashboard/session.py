@@ -66,7 +66,7 @@ class _Goal(Enum):
 
 
 RunnerFactory = Callable[[], tuple[Runner, dict[str, Any]]]
-_BUSY = "the search is training; wait for the end of the step, or press Stop"
+_BUSY = "the search is training; wait for the end of the step, or press 'Stop'"
 
 # %% ../../nbs/11_dashboard/01_session.ipynb #4a8f2129
 class Session:
@@ -150,7 +150,7 @@ class Session:
         step = self.pending_step
         if step is None:
             raise InputError(
-                "no step waits for a decision; press Step and wait until it is trained"
+                "no step waits for a decision; press 'Step' and wait until it is trained"
             )
         history = resumable_history(self._run_state)
         for item in decision:
@@ -191,7 +191,7 @@ class Session:
             raise InputError(_BUSY)
         history = resumable_history(read_run_state(self.folder))
         if not history.accepted:
-            raise InputError("the network has no block yet; press Step first")
+            raise InputError("the network has no block yet; press 'Step' first")
         decision = history.steps[-1].decision
         if (
             decision.action != "reject"

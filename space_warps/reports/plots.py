@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'BLUE', 'ORANGE', 'GREEN', 'GREY', 'COLOURS', 'SKY', 'SKY_TEXT', 'DARK_FILTER', 'LABEL_SIZE', 'TICK_SIZE',
-           'SMALL', 'LARGE', 'LEFT', 'BELOW', 'Curve', 'default_style', 'new_figure', 'style_axes', 'add_panel',
-           'to_png', 'to_svg', 'draw_or_explain', 'plot_learning_curves', 'plot_accuracy_vs_depth', 'plot_pareto']
+           'SMALL', 'LARGE', 'LEFT', 'BELOW', 'default_style', 'new_figure', 'style_axes', 'add_panel', 'to_png',
+           'to_svg', 'draw_or_explain', 'plot_learning_curves', 'plot_accuracy_vs_depth', 'plot_pareto']
 
 # %% ../../nbs/07_reports/01_plots.ipynb #6b7d17c3
 import io
@@ -169,7 +169,7 @@ def _short_number(value: float, position: float = 0) -> str:  # Matplotlib passe
     return f"{value:g}"
 
 # %% ../../nbs/07_reports/01_plots.ipynb #ad1de5de
-Curve = CandidateProgress | CandidateResult  # A running or finished training
+_Curve = CandidateProgress | CandidateResult  # A running or finished training
 
 
 def _candidate_colour(candidate: Candidate) -> tuple[str, str]:
@@ -182,7 +182,7 @@ def _candidate_colour(candidate: Candidate) -> tuple[str, str]:
 
 @default_style()
 def plot_learning_curves(
-    curves: Sequence[Curve],  # Of a step
+    curves: Sequence[_Curve],  # Of a step
     size: tuple[int, int] = SMALL,  # Width and height in pixels
 ) -> Figure:
     "Validation accuracy and log-loss against epochs."
@@ -207,7 +207,7 @@ def plot_learning_curves(
 @default_style()
 def plot_accuracy_vs_depth(
     history: SearchHistory | None,  # The history so far; None before the search
-    curves: Sequence[Curve] = (),  # Of the running step
+    curves: Sequence[_Curve] = (),  # Of the running step
     *,
     size: tuple[int, int] = LARGE,  # Width and height in pixels
     with_blocks: bool = True,  # Whether to add the panel of channels and parameters
