@@ -15,7 +15,7 @@ from conftest import ROOT, Tiny
 from omegaconf import OmegaConf
 from PIL import Image
 
-from space_warps.cli.config import read_config, to_config
+from space_warps.cli.config import read_config
 from space_warps.cli.main import main
 from space_warps.core import from_json, sha256_file
 from space_warps.data.loaders import create_train_val_dataloaders
@@ -160,9 +160,9 @@ def test_the_plain_preset_is_run_and_recorded(tiny: Tiny, tmp_path: Path) -> Non
 
 def test_other_keys_apply_with_the_plain_preset() -> None:
     for args in (["search.plain=true", "search.lr=0.5"], ["search.lr=0.5", "search.plain=true"]):
-        settings = to_config(read_config(args)).search
+        settings = read_config(args).search
         assert (settings.lr, settings.selection.metric) == (0.5, "accuracy")
-    assert to_config(read_config(["search.plain=false"])).search.selection.metric == "loss"
+    assert read_config(["search.plain=false"]).search.selection.metric == "loss"
 
 
 @pytest.mark.parametrize("args", [[], ["search.final.enabled=false"], ["search.plain=true"]])
