@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .config import Config, read_run_config
+from .config import Config, read_run_config, to_yaml
 from space_warps.cli.datasets import (
     Loaders,
     catalogue_paths,
@@ -86,7 +86,6 @@ def _print_start(folder: RunFolder, runner: Runner, csv_path: str, loaders: Load
 # %% ../../nbs/10_cli/04_commands.ipynb #81e51272
 def run_search(
     config: Config,  # Keys of all commands
-    text: str,  # The same as YAML, for the run folder
     should_stop: Callable[[], bool] = lambda: False,  # Called before each batch
 ) -> None:
     "Search, evaluate the network on the test set if there is one, and write the run folder."
@@ -107,7 +106,7 @@ def run_search(
     folder = RunFolder(
         path,
         environment,
-        text,
+        to_yaml(config),
         resume=run.resume,
         accept_changes=run.accept_changes,
         keep=run.keep,

@@ -41,7 +41,14 @@ def catalogue_paths(
         return str(sample.csv_path), str(sample.img_dir_path)
     if data.csv_path is None or data.img_dir_path is None:
         raise InputError("data.csv_path and data.img_dir_path go together; give both or neither")
-    return data.csv_path, data.img_dir_path
+    return str(_check_file(data.csv_path)), data.img_dir_path
+
+
+def _check_file(path: str | Path) -> Path:
+    "Refuse a device or a FIFO, which would be read without an end."
+    if Path(path).exists() and not Path(path).is_file():
+        raise InputError(f"{path} is not a regular file; give a CSV file")
+    return Path(path)
 
 
 def read_options(
@@ -114,7 +121,7 @@ def test_catalogue_paths(
 ) -> tuple[Path, str] | None:  # CSV, image folder; None without a test set
     "Paths of the test set of a run."
     if data.test_csv is not None:
-        return Path(data.test_csv), data.test_img_dir_path or paths[1]
+        return _check_file(data.test_csv), data.test_img_dir_path or paths[1]
     if data.test_share:
         return folder / "test.csv", paths[1]
     sample_test = Path(paths[0]).with_name("test.csv")
@@ -138,7 +145,7 @@ def check_test(
     if data.test_csv is None:
         return
     folder = data.test_img_dir_path or img_dir_path
-    test_data = read_test_rows(data, architecture, Path(data.test_csv), folder)
+    test_data = read_test_rows(data, architecture, _check_file(data.test_csv), folder)
     if config.evaluate.fractions is not None:
         class_weights(test_data.catalogue.labels, architecture.classes, config.evaluate.fractions)
     if num := int(overlaps_training(catalogues_of(loaders), test_data.catalogue).sum()):

@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from ..cli.commands import evaluate_on, make_runner
-from ..cli.config import Config, read_run_config, to_tree
+from ..cli.config import Config, read_run_config, to_yaml
 from space_warps.cli.datasets import (
     Loaders,
     catalogue_paths,
@@ -213,7 +211,7 @@ class RunController:
             folder,
             config.search,
             self._runner_factory(config, folder),
-            config_text=OmegaConf.to_yaml(to_tree(config)),
+            config_text=to_yaml(config),
             keep=run.keep,
             accept_changes=run.accept_changes,
             checkpoint_s=run.checkpoint_s,
