@@ -56,7 +56,7 @@ KEYS: list[tuple[Any, str]] = [
     (
         RESULT,
         "candidate val_acc val_loss best_epoch num_params epochs weights_sha256 failed "
-        "temperature num_macs",
+        "temperature num_macs tta",
     ),
     (
         TEST,
@@ -71,7 +71,7 @@ KEYS: list[tuple[Any, str]] = [
     (
         NETWORK,
         "image_shape classes feature_names input_statistics blocks projector_width missing_flags "
-        "pool_sigmas asinh_softening tta",
+        "pool_sigmas asinh_softening tta symmetries",
     ),
     (
         HISTORY,

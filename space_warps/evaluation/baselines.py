@@ -148,7 +148,7 @@ class ResNet18(nn.Module):
         architecture: Architecture,  # Which image, classes and features
     ) -> None:
         super().__init__()
-        statistics = architecture.input_statistics
+        statistics, self.symmetries = architecture.input_statistics, architecture.symmetries
         self.encoder = ImageEncoder(
             statistics.image_mean, statistics.image_std, architecture.asinh_softening
         )
@@ -169,7 +169,9 @@ class ResNet18(nn.Module):
         "Logits of each class."
         if self.training:
             return self._logits(images, features)
-        views = orientations(images)  # averaged over orientations, as the grown network is
+        views = orientations(
+            images, self.symmetries
+        )  # averaged over orientations, as the grown network is
         return torch.stack([self._logits(view, features) for view in views]).mean(0)
 
     def _logits(self, images: Tensor, features: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ class Architecture:
     missing_flags: bool = True  # Whether flags mark missing features
     pool_sigmas: tuple[float, ...] = (0.2, 0.45)  # Of `GaussianWindowPool`, in half sides
     asinh_softening: float = 0.1  # Of the survey's asinh stretch, which the encoder inverts
-    tta: bool = False  # Test-time augmentation: average logits over all eight orientations
+    tta: bool = False  # Test-time augmentation: average logits over `symmetries`
+    symmetries: str = "d4"  # Orientations that keep the class: d4, rotations, flips or none
 
     @property
     def encoded_shape(self) -> MapShape:
@@ -138,7 +139,7 @@ class ProgressiveModel(nn.Module):
         "Score of each class."
         if self.training or not self.architecture.tta:
             return self._logits(images, features)
-        views = orientations(images)
+        views = orientations(images, self.architecture.symmetries)
         return torch.stack([self._logits(view, features) for view in views]).mean(0)
 
     def _logits(self, images: Tensor, features: Tensor | None) -> Tensor:

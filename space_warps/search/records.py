@@ -104,6 +104,7 @@ class CandidateResult:
     failed: str | None = None  # The error that ended the training, if any
     temperature: float = 1.0  # Divisor of the scores, fitted after the training
     num_macs: int = 0  # Multiply-adds for one image in one orientation; 0 if failed
+    tta: bool = False  # Whether its logits are averaged over orientations
     # Balanced accuracy or macro F1, in [0, 1], where that is the selection metric
     metric_value: float | None = field(default=None, metadata=OMIT_IF_DEFAULT)
 
