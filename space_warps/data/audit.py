@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from .symmetry import CatalogueSymmetry, find_symmetries
 from torch import Tensor
 
 from .catalogue import DEFAULT_READ_OPTIONS, FileRows, ReadOptions, read_rows
@@ -43,6 +44,7 @@ class CatalogueAudit:
     majority: float  # Share of the largest class, in [0, 1]
     feature_baseline: BoostingScores | None  # Boosting on the features
     image_baseline: BoostingScores | None  # Boosting on image statistics
+    symmetry: CatalogueSymmetry  # Orientations that keep the class
     leaked_share: float  # Validation rows of a random split whose object is also trained on
     notes: tuple[str, ...]  # What was guessed or taken as missing
 
@@ -85,6 +87,7 @@ def _summarize(
         majority=max(counts.values(), default=0) / max(len(good), 1),
         feature_baseline=score_boosting(rows.features[good], labels, groups),
         image_baseline=score_boosting(image_statistics(pixels, good), labels, groups),
+        symmetry=find_symmetries(pixels, good, labels, groups, classes),
         leaked_share=leaked_share(groups) if len(good) else 0.0,
         notes=tuple(rows.notes),
     )
@@ -139,6 +142,7 @@ def _format_audit(result: CatalogueAudit) -> list[str]:
     lines.append(_line("majority", text))
     lines += _format_scores("features", result.feature_baseline)
     lines += _format_scores("images", result.image_baseline)
+    lines.append(_line("symmetry", str(result.symmetry)))
     text = f"{result.leaked_share:.0%} of the validation rows of a random split show an object"
     lines.append(_line("leakage", f"{text} that is also trained on"))
     return [*lines, *(_line("note", note) for note in result.notes)]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score, recall_score
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from ..core import seeded
@@ -101,11 +102,17 @@ def _apply_identity_init(
 def _calibrate(
     saved_model: SavedModel, val_loader: DataLoader[Batch], device: str | torch.device
 ) -> tuple[SavedModel, float]:
-    "Turn on test-time augmentation and scale the scores by the best temperature."
+    "Average over orientations, then scale the logits, each only if the log-loss does not rise."
+    evaluation = evaluate(saved_model.build(), val_loader, device)
     with_tta = replace(saved_model, architecture=replace(saved_model.architecture, tta=True))
-    evaluation = evaluate(with_tta.build(), val_loader, device)
+    averaged = evaluate(with_tta.build(), val_loader, device)
+    if averaged.loss <= evaluation.loss:
+        saved_model, evaluation = with_tta, averaged
     temperature = fit_temperature(evaluation.logits.numpy(), evaluation.labels.numpy())
-    return apply_temperature(with_tta, temperature), temperature
+    scaled = functional.cross_entropy(evaluation.logits / temperature, evaluation.labels)
+    if float(scaled) > evaluation.loss:
+        return saved_model, 1.0
+    return apply_temperature(saved_model, temperature), temperature
 
 # %% ../../nbs/04_search/07_candidate_training.ipynb #60913bbf
 def train_candidate(
@@ -203,5 +210,6 @@ def _to_trained_candidate(
         metric_value=_class_metric(
             candidate.train_config.selection_metric, scores, validation_rows(val_loader).labels
         ),
+        tta=saved_model.architecture.tta,
     )
     return TrainedCandidate(saved_model, result, scores)

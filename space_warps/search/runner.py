@@ -19,7 +19,7 @@ from ..core import InputError, choose_device, choose_precision, seeded
 from ..data.dataset import Batch, Space_Galaxi, measure_input_statistics
 from ..data.groups import group_objects
 from ..data.image_sources import digest_images
-from ..data.loaders import ValidationRows, first_rows, validation_rows
+from ..data.loaders import ValidationRows, first_rows, symmetries_of, validation_rows
 from ..models.blocks import BlockSpec
 from ..models.model import Architecture, ProgressiveModel
 from ..models.saved_model import SavedModel
@@ -133,6 +133,7 @@ class LocalRunner:
             measure_input_statistics(data),
             projector_width=projector_width,
             missing_flags=missing_flags,
+            symmetries=symmetries_of(data),
         )
         with seeded(seed):
             self.base_model = SavedModel.from_model(ProgressiveModel(architecture))

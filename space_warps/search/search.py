@@ -41,6 +41,8 @@ from space_warps.search.records import (
     FinalTraining,
     Step,
     best_result,
+    format_objective,
+    objective,
 )
 from space_warps.search.resume import (
     ResumeState,
@@ -114,9 +116,17 @@ def final_training(
     emit(FinalTrainingStarted(len(candidates)))
     trained = train(candidates, accepted)
     results = tuple(item.result for item in trained if item.result is not None)
-    best = best_result(results, history.config.selection.metric)
+    metric = history.config.selection.metric
+    best = best_result(results, metric)
+    reason = _describe_final(results, best)
+    if best is not None and objective(best, metric) > objective(accepted.result, metric):
+        reason = (
+            f"the network before it is kept, since {format_objective(accepted.result, metric)} is "
+            f"better than {format_objective(best, metric)}"
+        )
+        best = None
     index = None if best is None else results.index(best)
-    done = FinalTraining(results, index, _describe_final(results, best))
+    done = FinalTraining(results, index, reason)
     emit(FinalTrainingEnded(done))
     return state.with_final_training(done, None if index is None else trained[index])
 
