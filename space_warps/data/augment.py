@@ -248,8 +248,7 @@ class Augment:
     hue: float = 0.0  # Turns of the hue by up to this, either way; three channels only
     noise: float = 0.0  # Standard deviation, in units of the full range
     shift: int = 2  # Whole pixels; shift by up to this, vertically and horizontally
-    # Orientations that keep the class: d4, rotations, flips, none; auto: `split_loaders` tests it
-    symmetries: str = "auto"
+    symmetries: str = "auto"  # Orientations that keep the class, as `data.symmetries`
 
     def __post_init__(self) -> None:
         _check_strengths(asdict(self))
