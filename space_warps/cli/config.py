@@ -50,6 +50,9 @@ class DataConfig:
     path_column: str | None = None  # Column with paths of the images; None: found by id
     stretch: str = "auto"  # Limits of measured values: image, catalogue, or auto
     pixel_scale: float | None = None  # Arcsec per pixel where no header tells; None: unknown
+    symmetries: str = (
+        "auto"  # Orientations that keep the class: d4, rotations, flips, none; auto: tested
+    )
     fraction: float = 1.0  # Share of the objects to use, in (0, 1]
     train_ratio: float = 0.9  # Share of these objects to train on, in (0, 1)
     batch_size: int = 32  # Training rows per batch

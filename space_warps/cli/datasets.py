@@ -9,7 +9,7 @@ __all__ = ['Loaders', 'catalogue_paths', 'read_options', 'read_split', 'read_loa
 # %% ../../nbs/10_cli/03_datasets.ipynb #a294fb11
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -93,7 +93,10 @@ def read_split(
     split = Split(data.fraction, data.train_ratio, data.test_share, data.batch_size)
     options = read_options(data, progress=sys.stderr.isatty())
     dataset = Space_Galaxi.read(csv_path, img_dir_path, options, seed=config.search.seed)
-    loaders = split_loaders(dataset, split, config.augment)
+    augment = config.augment
+    if data.symmetries != "auto":
+        augment = replace(augment, symmetries=data.symmetries)
+    loaders = split_loaders(dataset, split, augment)
     test_rows = hold_out(dataset.catalogue, data.test_share, config.search.seed)[1]
     return loaders, dataset.catalogue.select(test_rows)
 

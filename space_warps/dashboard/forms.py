@@ -47,8 +47,7 @@ AUGMENT_LABELS = {
     "augment.shear": "maximum shear (degrees)",
     "augment.shift": "maximum shift (pixels)",
     "augment.noise": "noise (fraction of the full range)",
-    "augment.flip": "mirror flips",
-    "augment.transpose": "transpose",
+    "data.symmetries": "symmetries (auto, d4, rotations, flips, none)",
 }
 SEARCH_LABELS = {
     "search.strategy": "strategy",

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from .symmetry import CatalogueSymmetry, find_symmetries
 from torch import Tensor
 
 from .catalogue import DEFAULT_READ_OPTIONS, FileRows, ReadOptions, read_rows
@@ -21,6 +20,7 @@ from .groups import count_votes, image_ceiling, is_crowded
 from .image_statistics import BoostingScores, image_statistics, score_boosting
 from .image_store import MemmapImages, load_images
 from .split import leaked_share
+from .symmetry import CatalogueSymmetry, find_symmetries
 from .values import sorted_classes
 
 # %% ../../nbs/01_data/13_audit.ipynb #60ff5fae

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from .symmetry import find_symmetries
 from torch.utils.data import DataLoader, Sampler
 
 from ..core import InputError, derive_seed, generator_at
@@ -25,6 +24,7 @@ from .catalogue import ReadOptions
 from .dataset import Batch, Space_Galaxi, Transform
 from .image_arrays import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from .split import check_share, split_rows
+from .symmetry import find_symmetries
 from .tables import DEFAULT_TABLE_OPTIONS, OnBadRow, TableOptions
 
 # %% ../../nbs/01_data/09_loaders.ipynb #69692ed6
