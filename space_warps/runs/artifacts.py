@@ -99,8 +99,9 @@ def read_val_rows(
     "Read validation.csv; raises `InputError` if it is missing or was changed."
     content = io.BytesIO(read_checked(folder, "validation.csv", sha256))
     try:
-        table = pd.read_csv(content, dtype={"id": str}, keep_default_na=False)
-        labels, groups = (table[name].to_numpy(np.int64) for name in ("label", "group"))
+        types = {"id": str, "label": np.int64, "group": np.int64}
+        table = pd.read_csv(content, dtype=types, keep_default_na=False)
+        labels, groups = (table[name].to_numpy() for name in ("label", "group"))
         return ValidationRows(tuple(table["id"]), labels, groups)
     except (ValueError, KeyError, OverflowError) as error:
         reason = " ".join(str(error).split())
