@@ -88,14 +88,17 @@ def mask_missing(
     values: Values,  # [bands, height, width], any number type
 ) -> npt.NDArray[np.float32]:  # Same shape; NaN where missing
     "Convert to float32, with infinities and sentinels as NaN."
-    result = np.array(values, dtype=np.float64)
-    result[~(np.abs(result) < _ABSURD)] = np.nan
+    with np.errstate(over="ignore"):
+        result = values.astype(np.float32)
+    if values.dtype.kind == "u":  # counts have no room for sentinels
+        return result
     for band in result:
+        band[~(np.abs(band) < _ABSURD)] = np.nan
         _mask_sentinels(band)
-    return result.astype(np.float32)
+    return result
 
 
-def _mask_sentinels(band: npt.NDArray[np.float64]) -> None:
+def _mask_sentinels(band: npt.NDArray[np.float32]) -> None:
     ends = {float(np.nanmin(band)), float(np.nanmax(band))} if np.isfinite(band).any() else set()
     for value in ends.intersection(SENTINELS):
         rest = band[np.isfinite(band) & (band != value)]
