@@ -248,5 +248,5 @@ def _open_latest(home: str) -> tuple[RunController, str]:
         if run is not None:
             controller.open_run(run)
     except (InputError, OSError) as error:
-        return controller, f"{root_cause(error)}. Open another run, or press Step for a new one"
+        return controller, f"{root_cause(error)}. Open another run, or press 'Step' for a new one"
     return controller, ""
