@@ -25,8 +25,8 @@ from astropy.io import fits
 from tqdm.auto import tqdm
 
 from ..core import InputError, write_atomic
-from . import values
 from .tables import DEFAULT_TABLE_OPTIONS, TableOptions, read_table
+from .values import read_positions as parse_positions
 from ..safety import check_name
 
 # %% ../../nbs/01_data/14_fetch.ipynb #082564ec
@@ -78,7 +78,7 @@ def read_positions(
 ) -> list[Position]:
     "Positions of a table; raises `InputError` for a missing column or a value that is no angle."
     table, bad = read_table(csv_path, options, ["id", "ra", "dec"], []), dict[int, str]()
-    ra, dec = values.read_positions(table, options.ra_unit, bad, [])
+    ra, dec = parse_positions(table, options.ra_unit, bad, [])
     bad = {**dict.fromkeys(np.flatnonzero(np.isnan(ra)).tolist(), "no position"), **bad}
     if bad:
         row = min(bad)
