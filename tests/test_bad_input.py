@@ -107,7 +107,11 @@ def test_image_folder_missing(tiny: Tiny, refused: Refusal) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"<html>", "is not a JPEG or PNG"), (None, "is truncated, damaged")],
+    [
+        (b"", "is empty"),
+        (b"<html>", "is a web page, which cannot be read"),
+        (None, "is truncated, damaged"),
+    ],
 )
 def test_image_unreadable(
     tiny: Tiny, refused: Refusal, content: bytes | None, message: str
@@ -121,13 +125,13 @@ def test_image_unreadable(
 def test_image_of_a_huge_declared_size(
     tiny: Tiny, refused: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("space_warps.data.images.MAX_PIXELS", 400)
-    Image.new("L", (30, 30)).save(tiny.image(3))
+    monkeypatch.setattr("space_warps.data.image_arrays.MAX_PIXELS", 400)
+    Image.linear_gradient("L").resize((30, 30)).save(tiny.image(3))
     assert "declares 30x30 pixels" in refused(tiny)
 
 
 def test_image_of_another_shape(tiny: Tiny, refused: Refusal, tmp_path: Path) -> None:
-    Image.new("L", (10, 14)).save(tiny.image(3))
+    Image.linear_gradient("L").resize((10, 14)).save(tiny.image(3))
     assert "10x14 pixels, most are 12x12; image_size=12 would resize all" in refused(tiny)
     args = [*tiny.words(), f"run.dir={tmp_path / 'resized'}", *QUICK, "data.image_size=12"]
     assert main(["search", *args]) == 0
@@ -211,7 +215,10 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
     ("arg", "message"),
     [
         ("search.training.schedule=cosine", "schedule is 'one_cycle' or 'constant'; got 'cosine'"),
-        ("search.selection.metric=luck", "selection.metric is 'loss' or 'accuracy'; got 'luck'"),
+        (
+            "search.selection.metric=luck",
+            "selection.metric is 'loss' or 'accuracy' or 'balanced_accuracy' or 'macro_f1'; got 'luck'",
+        ),
         ("search.selection.patience=-1", "patience is at least 0; got -1"),
         ("search.space.stem_downsample=0", "downsample is at least 1; got 0"),
         ("search.training.label_smoothing=1", "label_smoothing is a share in [0, 1); got 1.0"),

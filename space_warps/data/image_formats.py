@@ -6,6 +6,7 @@
 __all__ = ['decode_image', 'as_bytes_or_flux']
 
 # %% ../../nbs/01_data/02c_image_formats.ipynb #093d3156
+import functools
 import gzip
 import zlib
 from io import BytesIO
@@ -133,16 +134,13 @@ def _fill_hidden(values: Values, visible: Values, name: str) -> Values:
 
 def _read_deep_png(content: bytes, name: str) -> Values:
     "Decode a PNG of 16-bit colours, [height, width, bands]."
-    import torch  # the decoders of torchvision load slowly
-    from torchvision.io import ImageReadMode, decode_image
-
+    if (operator := _torchvision_operator("decode_png")) is None:
+        raise UnusableImage(f"{name} has 16 bits per colour, which this torchvision cannot read")
     try:
-        decoded = decode_image(
-            torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED
-        )
+        decoded = _apply(operator, content)
     except RuntimeError as error:
         raise UnusableImage(f"{name} is truncated or damaged ({error})") from error
-    values: Values = decoded.numpy().transpose(1, 2, 0)
+    values: Values = decoded.transpose(1, 2, 0)
     if values.shape[2] in (1, 3):
         return values
     return _fill_hidden(values[..., :-1].copy(), values[..., -1] > 0, name)
@@ -152,16 +150,35 @@ def _read_jpeg(image: Image.Image, content: bytes) -> Values | None:
     "Decode an upright JPEG in grey or RGB; None leaves it to Pillow."
     if image.mode not in ("L", "RGB") or image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         return None
-    import torch  # the decoders of torchvision load slowly
-    from torchvision.io import decode_jpeg
-
+    if (operator := _torchvision_operator("decode_jpeg")) is None:
+        return None
     try:
-        decoded: Values = decode_jpeg(
-            torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        ).numpy()
+        decoded = _apply(operator, content)
     except RuntimeError:
         return None
     return decoded[0] if image.mode == "L" else decoded.transpose(1, 2, 0)
+
+
+@functools.cache
+def _torchvision_operator(name: str) -> Any:
+    "A decoder of torchvision; None in a version without it, since it is announced to leave."
+    import torch  # this and torchvision load slowly
+
+    try:
+        import torchvision.io  # noqa: F401  # registers the operators
+
+        return getattr(torch.ops.image, name)
+    except (ImportError, AttributeError, RuntimeError):
+        return None
+
+
+def _apply(operator: Any, content: bytes) -> Values:
+    "Decode to [bands, height, width], with the bands and the depth of the file."
+    import torch
+
+    unchanged, apply_exif_orientation = 0, False
+    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return np.asarray(operator(data, unchanged, apply_exif_orientation).numpy())
 
 
 _EXIF_ORIENTATION = 0x0112

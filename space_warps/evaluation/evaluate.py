@@ -9,6 +9,7 @@ __all__ = ['read_labelled', 'predict', 'evaluate_rows', 'overlaps_training', 'ev
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #90f764bd
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from ..core import InputError, choose_device, sha256_file, write_atomic, write_json
+from ..core import InputError, choose_device, sha256_file, write_json
 from ..data.catalogue import DEFAULT_READ_OPTIONS, Catalogue, ReadOptions
 from ..data.dataset import Space_Galaxi
 from ..data.groups import count_votes, group_objects, image_ceiling
@@ -37,6 +38,7 @@ from space_warps.evaluation.metrics import (
 )
 from ..models.model import Architecture
 from ..models.saved_model import SavedModel, load_model
+from ..safety import SafeFolder, parse_json
 from ..training.loop import evaluate
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #a4c556ef
@@ -124,12 +126,12 @@ def overlaps_training(
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #5f3d7620
 def _log_test_access(
-    folder: str | Path, csv_path: str | Path, num_rows: int
-) -> int:  # Number of evaluations on this catalogue so far, with this one
-    "Log an evaluation of this run's model on a catalogue."
-    log = Path(folder) / "test_access.jsonl"
+    folder: str | Path, csv_path: str | Path, num_rows: int, *, required: bool
+) -> int | None:  # Number of evaluations on this catalogue so far, with this one
+    "Log an evaluation of this run's model; None if the folder is read-only and that may be."
+    run, name = SafeFolder(folder), "test_access.jsonl"
     catalogue_sha256 = sha256_file(csv_path)
-    text = log.read_text(encoding="utf-8") if log.is_file() else ""
+    text = run.read(name, _MAX_LOG_BYTES).decode(errors="replace") if _is_there(run, name) else ""
     earlier = text[: text.rfind("\n") + 1]  # without an incomplete last line
     count = 1 + sum(catalogue_sha256 in line for line in earlier.splitlines())
     line = {
@@ -140,8 +142,21 @@ def _log_test_access(
         "num_rows": num_rows,
         "num_evaluations": count,
     }
-    write_atomic(log, earlier + json.dumps(line) + "\n")
+    try:
+        run.write(name, earlier + json.dumps(line) + "\n")
+    except (PermissionError, InputError):
+        if required:
+            raise
+        return None
     return count
+
+
+_MAX_LOG_BYTES = 2**24
+
+
+def _is_there(folder: SafeFolder, name: str) -> bool:
+    "Whether there is anything of this name, a link that leads nowhere included."
+    return os.path.lexists(folder.path / name)
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #5fe9a051
 def evaluation_path(
@@ -152,12 +167,17 @@ def evaluation_path(
     first = Path(folder) / "evaluation.json"
     if first.is_file():
         try:
-            stored = json.loads(first.read_text(encoding="utf-8"))["catalogue_sha256"]
-        except (ValueError, KeyError, TypeError):
+            stored = _read_record(first)["catalogue_sha256"]
+        except (InputError, KeyError, TypeError):
             return first
-        if stored != sha256_file(csv_path):
-            return Path(folder) / f"evaluation_{Path(csv_path).stem}.json"
+        digest = sha256_file(csv_path)
+        if stored != digest:
+            return Path(folder) / f"evaluation_{Path(csv_path).stem}_{digest[:8]}.json"
     return first
+
+
+def _read_record(path: Path) -> Any:
+    return parse_json(SafeFolder(path.parent).read(path.name, 2**28), str(path))
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #eb08a87b
 def stored_evaluation(
@@ -170,9 +190,9 @@ def stored_evaluation(
     if not path.is_file():
         return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = _read_record(path)
         rows, model = kept["catalogue_sha256"], kept["model_sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read; delete it and evaluate again") from error
     same_rows = csv_path is None or rows == sha256_file(csv_path)
     return kept if same_rows and model == sha256_file(folder / "model.safetensors") else None
@@ -198,7 +218,8 @@ def evaluate_run(
         )
     dataset = read_labelled(saved_model.architecture, csv_path, img_dir_path, options)
     figures = evaluate_rows(saved_model, dataset, fractions=fractions, device=device)
-    number = _log_test_access(folder, csv_path, len(dataset))
+    may_be_read_only = Path(folder).resolve() not in target.resolve().parents
+    number = _log_test_access(folder, csv_path, len(dataset), required=not may_be_read_only)
     record = {
         "catalogue": str(csv_path),
         "catalogue_sha256": sha256_file(csv_path),
@@ -220,7 +241,9 @@ def describe_evaluation(
 ) -> str:  # A few lines of text
     "Format an evaluation for a terminal."
     lines = [f"{record['num_rows']} rows of {record['num_objects']} objects"]
-    if record.get("num_evaluations", 1) > 1:
+    if record.get("num_evaluations", 1) is None:
+        lines.append("the run is read-only, so this evaluation is not counted in it")
+    elif record.get("num_evaluations", 1) > 1:
         lines[0] += (
             f"; evaluation number {record['num_evaluations']} of this catalogue: do not choose by it"
         )

@@ -68,7 +68,7 @@ class _Baseline(TypedDict):
 
 class _Evaluation(TypedDict):
     catalogue: str
-    num_evaluations: int
+    num_evaluations: int | None
     num_overlapping: NotRequired[int | None]
     num_rows: int
     num_objects: int

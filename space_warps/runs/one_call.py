@@ -92,6 +92,6 @@ def _describe_interruption(history: SearchHistory, run_dir: str | Path | None) -
         result = "no block was accepted yet, so the network returned has none and is not trained"
     else:
         number, accuracy = len(history.layers()), history.accepted[-1].val_acc
-        result = f"the network returned has {number} blocks and validation accuracy {accuracy:.3f}"
+        result = f"the network returned has {number} block{'s'[: number != 1]} and validation accuracy {accuracy:.3f}"
     then = "" if run_dir is None else f"; the same call resumes the run in {run_dir}"
     return f"{history.stop_reason}: {result}{then}"
