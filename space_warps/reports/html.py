@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from ..core import write_atomic, write_json
+from ..data.symmetry import describe_symmetries
 from ..evaluation.evaluate import stored_evaluation
 from ..evaluation.metrics import format_share
 from space_warps.reports.plots import (
@@ -118,6 +119,7 @@ def _fill_template(
         test=evaluation,
         dark_filter=DARK_FILTER,
         description=describe(summary),
+        symmetries=describe_symmetries(history.base_architecture.symmetries),
         describe_candidate=describe_candidate,
         describe_decision=describe_decision,
         verdict=_verdict,
