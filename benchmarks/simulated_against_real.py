@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
-from space_warps.data.catalogue import find_sentinels
+from space_warps.data.values import find_sentinels
 
 RINGS = [0, 1.5, 2.5, 3.5, 4.5, 6, 8, 11, 15, 20, 28, 37]  # pixels
 SHOWN = ["log_peak", "concentration", "size", "ellipticity", "neighbour"]

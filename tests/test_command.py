@@ -102,7 +102,8 @@ def test_a_run_writes_its_files_and_keys(
     ]
     assert [len(step["candidates"]) for step in summary["steps"]] == [2] * len(history.steps)
     layer = summary["architecture"][0]
-    assert set(layer) == {"layer", "family", "k", "in_channels", "out_channels", "val_accuracy"}
+    own = {"layer", "family", "k", "in_channels", "out_channels"}
+    assert set(layer) == own | {"val_accuracy", "num_params"}
     assert summary["model_sha256"] == sha256_file(tmp_path / "run/model.safetensors")
     environment = json.loads((tmp_path / "run/environment.json").read_text())
     assert {"threads", "device", "precision", "catalogue_sha256"} <= set(environment)
