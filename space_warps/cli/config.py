@@ -50,9 +50,7 @@ class DataConfig:
     path_column: str | None = None  # Column with paths of the images; None: found by id
     stretch: str = "auto"  # Limits of measured values: image, catalogue, or auto
     pixel_scale: float | None = None  # Arcsec per pixel where no header tells; None: unknown
-    symmetries: str = (
-        "auto"  # Orientations that keep the class: d4, rotations, flips, none; auto: tested
-    )
+    symmetries: str = "auto"  # Orientations that keep the class: d4, rotations, flips, none
     fraction: float = 1.0  # Share of the objects to use, in (0, 1]
     train_ratio: float = 0.9  # Share of these objects to train on, in (0, 1)
     batch_size: int = 32  # Training rows per batch
@@ -208,7 +206,10 @@ def key_descriptions() -> Mapping[str, str]:  # Key or group -> description
 
 def _walk(record: type, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     "Path, type and description of each field of a dataclass and its groups."
-    source = inspect.getsource(record)
+    try:
+        source = inspect.getsource(record)
+    except (OSError, TypeError):  # a class of a notebook has no source file
+        source = ""
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.MULTILINE))
     for name, hint in get_type_hints(record).items():
         if is_dataclass(hint):
