@@ -36,7 +36,6 @@ CHOICES = {
     "selection.parsimony": ("none", "one_standard_error"),
     "selection.acceptance": ("gain", "significant"),
 }
-INITS = ("fresh", "copy", "net2net")  # Initial weights: new ones, copied ones, same function
 _LIMITS = {  # Smallest and largest number
     "max_layers": (1, 1000),
     "max_steps": (1, 10_000),
