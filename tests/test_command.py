@@ -177,7 +177,9 @@ def test_the_loaded_model_has_the_reported_accuracy(
         *tiny, train_ratio=0.7, features=saved_model.architecture.feature_names
     )
     assert list(saved_model.architecture.feature_names) == summary["features"]
-    assert not (saved_model.architecture.tta and args)
+    last = read_history(tmp_path / "run").final_result
+    assert last is not None and saved_model.architecture.tta == last.tta
+    assert not (last.tta and args)
     measured = evaluate(saved_model.build(), val_loader)
     assert measured.accuracy == summary["final_val_accuracy"]
     assert measured.loss == pytest.approx(summary["final_val_log_loss"], rel=1e-5)

@@ -178,7 +178,8 @@ def test_accepted_blocks_do_not_drift(runner: LocalRunner, config: SearchConfig)
     )
     measured = best[last.weights_sha256].state_dict
     assert all(torch.equal(measured[n], tensor) for n, tensor in clone_state_dict(model).items())
-    assert config.final.enabled or not model.architecture.tta
+    assert model.architecture.tta == last.tta
+    assert config.final.enabled or not last.tta
     again = evaluate(model, runner.val_loader)
     assert (again.accuracy, again.loss) == (last.val_acc, pytest.approx(last.val_loss, rel=1e-5))
 

@@ -114,12 +114,12 @@ def _centre(values: Values, height: int, width: int) -> Values:
         edges = [values[:, [0, -1]], values[:, :, [0, -1]]]
         frame = np.concatenate([edge.reshape(len(values), -1) for edge in edges], axis=1)
         result[:] = np.random.default_rng(0).choice(frame, (height, width), axis=1)
-    place, part = [], []
+    target, part = [], []
     for have, want in zip(values.shape[1:], (height, width), strict=True):
         kept = min(have, want)
-        place.append(slice((want - kept) // 2, (want - kept) // 2 + kept))
+        target.append(slice((want - kept) // 2, (want - kept) // 2 + kept))
         part.append(slice((have - kept) // 2, (have - kept) // 2 + kept))
-    result[:, place[0], place[1]] = values[:, part[0], part[1]]
+    result[:, target[0], target[1]] = values[:, part[0], part[1]]
     return result
 
 

@@ -154,9 +154,9 @@ def measure_symmetries(
                 )
                 pair = classes[first], classes[second]
                 exchanges.append(ClassExchange(name, pair, before, after))
-    found = {item.transformation for item in exchanges}
+    exchanging = {item.transformation for item in exchanges}
     only = {(): "d4", ("mirror flip",): "rotations", ("quarter turn",): "flips"}
-    return CatalogueSymmetry(only.get(tuple(found), "none"), tuple(exchanges))
+    return CatalogueSymmetry(only.get(tuple(exchanging), "none"), tuple(exchanges))
 
 # %% ../../nbs/01_data/08a_symmetry.ipynb #210e6a16
 def find_symmetries(

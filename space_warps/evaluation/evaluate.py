@@ -7,6 +7,7 @@ __all__ = ['read_labelled', 'predict', 'evaluate_rows', 'overlaps_training', 'ev
            'evaluate_run', 'describe_evaluation']
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #90f764bd
+import errno
 import json
 import logging
 import os
@@ -144,8 +145,8 @@ def _log_test_access(
     }
     try:
         run.write(name, earlier + json.dumps(line) + "\n")
-    except (PermissionError, InputError):
-        if required:
+    except OSError as error:
+        if required or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         return None
     return count
