@@ -124,7 +124,7 @@ def test_pages_load_nothing_from_other_sites(parsed: dict[Path, Page]) -> None:
 def test_reference_shows_comments_types_and_source(site: Path) -> None:
     text = (site / "api/search/search.html").read_text(encoding="utf-8")
     shown = re.sub(r"<[^>]+>", "", text)
-    assert "Largest number of blocks" in shown
+    assert "Ignored by a resumed search" in shown
     assert "tuple[ProgressiveModel, SearchHistory]" in shown
     name = r"space_warps\.search\.history\.SearchHistory"
     assert re.search(rf'href="[^"]*history\.html#{name}"', text)
