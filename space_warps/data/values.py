@@ -10,7 +10,7 @@ __all__ = ['parse_numbers', 'find_placeholders', 'find_sentinels', 'sentinel_pai
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,12 +69,13 @@ _HUGE = 1e20  # Numbers at least this large are placeholders, unless others are 
 
 def find_placeholders(
     values: npt.NDArray[np.float64],  # [rows] of one column; NaN where missing
+    measured: Sequence[float] | None = None,  # Values to compare with; None: the column's others
 ) -> list[float]:
     "List the numbers such as -999 or 1e30 that stand apart from all others of a column."
     finite = values[np.isfinite(values)]
     is_candidate = np.isin(finite, _PLACEHOLDERS) | (np.abs(finite) >= _HUGE)
     candidates: list[float] = np.unique(finite[is_candidate]).tolist()
-    others = finite[~is_candidate]
+    others = finite[~is_candidate] if measured is None else np.array(measured)
     if len(others) == 0:
         return candidates
     low, high = others.min(), others.max()
@@ -120,6 +121,7 @@ def read_features(
     bad: dict[int, str],  # Messages are added here, by row
     missing_values: Sequence[Any] | None = None,  # Words and numbers; None: the usual ones
     notes: list[str] | None = None,  # Missing values are reported here
+    measured: Mapping[str, Sequence[float]] | None = None,  # Values to tell placeholders by
 ) -> npt.NDArray[np.float64]:  # [rows, features]; NaN where missing or a sentinel
     "Read the feature columns, with missing values and sentinels masked."
     if len(set(names)) < len(names):
@@ -130,7 +132,7 @@ def read_features(
         counts: Counter[str] = Counter()
         messages = bad if name in names else {}
         values[:, column] = _read_feature(
-            table[name].tolist(), name, messages, missing_values, counts
+            table[name].tolist(), name, messages, missing_values, counts, (measured or {}).get(name)
         )
         if counts and name in names and notes is not None:
             parts = ", ".join(f"{word} {count}" for word, count in counts.most_common(6))
@@ -147,6 +149,7 @@ def _read_feature(
     bad: dict[int, str],
     missing_values: Sequence[Any] | None,
     counts: Counter[str],  # Missing values other than empty cells are counted here
+    measured_values: Sequence[float] | None = None,
 ) -> npt.NDArray[np.float64]:
     words = _words(missing_values)
     measured = [row for row, cell in enumerate(cells) if cell.lower() not in words]
@@ -156,7 +159,9 @@ def _read_feature(
         [cells[row] for row in measured], name, faults, -_MAX_FEATURE, _MAX_FEATURE
     )
     placeholders = (
-        find_placeholders(numbers) if missing_values is None else _numbers(missing_values)
+        find_placeholders(numbers, measured_values)
+        if missing_values is None
+        else _numbers(missing_values)
     )
     is_placeholder = np.isin(numbers, placeholders)
     counts.update(f"{value:g}" for value in numbers[is_placeholder])
