@@ -31,6 +31,7 @@ setup(
         "wandb": metadata["wandb_requirements"].split(),
         "hdf5": metadata["hdf5_requirements"].split(),
         "parquet": metadata["parquet_requirements"].split(),
+        "tiff": metadata["tiff_requirements"].split(),
         "docs": metadata["docs_requirements"].split(),
         "dev": metadata["dev_requirements"].split(),
     },

@@ -282,8 +282,10 @@ def test_a_catalogue_without_any_image_is_audited(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (empty := tmp_path / "empty").mkdir()
-    assert main(["audit", f"data.csv_path={tiny.csv_path}", f"data.img_dir_path={empty}"]) == 2
+    words = [f"data.csv_path={tiny.csv_path}", f"data.img_dir_path={empty}"]
+    assert main(["audit", *words, f"out={tmp_path / 'audit.html'}"]) == 2
     assert "60 rows, 0 usable" in capsys.readouterr().out
+    assert "No row can be used" in (tmp_path / "audit.html").read_text()
 
 
 # The disk

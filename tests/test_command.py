@@ -263,8 +263,11 @@ def test_a_stop_between_final_trainings_keeps_the_network_of_the_search(
 def test_audit_and_report_and_help(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["audit", *tiny.words()]) == 0
-    assert "GALAXY 20, QSO 20, STAR 20" in capsys.readouterr().out
+    assert main(["audit", *tiny.words(), f"out={tmp_path / 'audit'}"]) == 0
+    output = capsys.readouterr().out
+    assert "GALAXY 20, QSO 20, STAR 20" in output
+    assert f"report: {tmp_path / 'audit/audit.html'}" in output
+    assert "<h2>Classes</h2>" in (tmp_path / "audit/audit.html").read_text()
     summary = run_search(tiny, tmp_path / "run")
     (tmp_path / "run/accuracy_vs_depth.png").unlink()
     (tmp_path / "run/progressive_summary.json").unlink()

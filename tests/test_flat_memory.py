@@ -12,7 +12,7 @@ import torch
 from conftest import Tiny, write_tiny
 from torch.utils.data import DataLoader
 
-from space_warps.data import image_store
+from space_warps.data import image_store, pixel_summary
 from space_warps.data.audit import audit_catalogue
 from space_warps.data.catalogue import ReadOptions
 from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
@@ -72,7 +72,7 @@ def test_audit_reads_images_in_chunks(
     tiny.change(0, "ra", "east")  # so that the usable rows are not all rows
     result = audit_catalogue(*tiny, ReadOptions(**options), print_result=False)
     assert max(reads) <= 32
-    assert sum(reads) == 2 * 139  # for the symmetry and for the image statistics
+    assert sum(reads) == 139  # each once, for statistics, symmetry and cutouts
     assert replace(result, csv_path="") == replace(
         audit_catalogue(*tiny, print_result=False), csv_path=""
     )
@@ -139,3 +139,13 @@ def test_evaluation_keeps_no_tensor_of_a_batch(tiny: Tiny) -> None:
     whole = Watched()(data.batch(torch.arange(60))[0], data.features)
     assert torch.equal(result.logits, whole)
     assert torch.equal(result.labels, data.labels)
+
+
+def test_audit_of_many_rows_samples_objects(tmp_path: Path, monkeypatch: Any) -> None:
+    """Baselines use a sample of the objects, so that memory and time do not grow with the rows."""
+    monkeypatch.setattr(pixel_summary, "_MAX_BOOSTED", 40)
+    tiny = write_tiny(tmp_path / "tiny", num_rows=140)
+    result = audit_catalogue(*tiny, print_result=False)
+    assert result.num_usable == 140
+    assert 20 < len(result.examples.labels) < 60
+    assert result.image_baseline is not None and result.image_baseline.by_object > 0.6

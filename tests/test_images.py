@@ -150,7 +150,7 @@ def test_blank_images_are_faults(tmp_path: Path) -> None:
         return disk(rng, 3) if row >= 20 else np.full((24, 24), np.nan if row < 10 else 7.0)
 
     result = audit_catalogue(*write_catalogue(tmp_path, draw), PLAIN, print_result=False)
-    messages = result.faults["unusable images"]
+    messages = result.faults["blank images"]
     assert (result.num_usable, len(messages)) == (NUM_ROWS - 20, 20)
     assert "no pixel was measured" in messages[0]
     assert "every pixel is 7" in messages[10]

@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 
 from space_warps.cli.main import main
 from space_warps.core import InputError, sha256_file
+from space_warps.data.audit import audit_catalogue
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.models.blocks import BlockSpec
 from space_warps.reports import cutouts, diagrams, html, plots, test_plots
+from space_warps.reports.audit_report import write_audit_report
 from space_warps.runs.state import read_run_state, resumable_history
 
 SCRIPT = "<script>alert(1)</script>"
@@ -217,3 +219,26 @@ def test_a_figure_that_fails_is_named_in_terminal_and_report(
     assert Tags(page).names.count("svg") == 4
     assert not (run / "pareto.png").exists()
     assert sha256_file(run / "events.jsonl") == before
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_audit_report_fits_the_screen(
+    browser: Any, tmp_path: Path, tiny: Tiny, scheme: str, width: int
+) -> None:
+    """No sideways scrolling, text that stands out, no request, and markup stays text."""
+    tiny.write([line.replace("GALAXY", "<b id=x>G</b>" + "long" * 30) for line in tiny.lines()])
+    tiny.image(3).write_bytes(b"<script>")
+    audit = audit_catalogue(*tiny, print_result=False)
+    write_audit_report(audit, tmp_path / "audit.html", str(tiny.img_dir_path))
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((tmp_path / "audit.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.query_selector("#x") is None and "<b id=x>" in page.inner_text("main")
+    assert [url for url in requests if not url.startswith("data:")] == [page.url]
+    light, dark = "rgb(246, 246, 244)", "rgb(17, 19, 23)"
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == (dark if scheme == "dark" else light)
+    page.close()

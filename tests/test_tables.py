@@ -149,10 +149,12 @@ def test_a_table_that_cannot_be_read(
     assert any(part in text for part in message.split("|")), text
 
 
-def test_the_key_of_the_message_works(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_key_of_the_message_works(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = tiny.csv_path.read_text().replace("id,ra,dec,class", "source id,_RAJ2000,_DEJ2000,otype")
     tiny.csv_path.write_text(text)
-    args = ["audit", *tiny.words(), "data.features=[]"]
+    args = ["audit", *tiny.words(), "data.features=[]", f"out={tmp_path}"]
     assert main(args) == 2
     key = capsys.readouterr().err.split("'data.columns=")[1].split("'")[0]
     assert main([*args, f"data.columns={key}"]) == 0

@@ -40,6 +40,7 @@ from space_warps.evaluation.evaluate import (
     stored_evaluation,
 )
 from ..models.saved_model import load_model
+from ..reports.audit_report import write_audit_report
 from ..reports.html import write_report
 from ..reports.summary import describe
 from ..runs.environment import describe_environment
@@ -270,9 +271,15 @@ def _baselines(
 def run_audit(
     config: Config,  # Keys of all commands
 ) -> None:
-    "Check a catalogue and print its problems."
+    "Check a catalogue, print its problems, and write a report."
     options = read_options(config.data, progress=sys.stderr.isatty())
-    result = audit_catalogue(*catalogue_paths(config.data), options)
+    paths = catalogue_paths(config.data)
+    result = audit_catalogue(*paths, options)
+    target = Path(config.out or f"results/{time.strftime('%Y-%m-%d_%H%M%S')}")
+    target = target if target.suffix == ".html" else target / "audit.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_audit_report(result, target, paths[1])
+    print(f"report: {target}")
     if result.num_usable == 0:
         fault = next(messages[0] for messages in result.faults.values() if messages)
         raise InputError(f"no row of {result.csv_path} can be used; {fault}")

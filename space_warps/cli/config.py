@@ -49,6 +49,7 @@ class DataConfig:
     suffix: str | None = None  # Ending to prefer where an id has two images, e.g. .fits
     path_column: str | None = None  # Column with paths of the images; None: found by id
     stretch: str = "auto"  # Limits of measured values: image, catalogue, or auto
+    brightness: bool = False  # Add total and peak brightness of each band to the features
     pixel_scale: float | None = None  # Arcsec per pixel where no header tells; None: unknown
     symmetries: str = "auto"  # Orientations that keep the class: d4, rotations, flips, none
     fraction: float = 1.0  # Share of the objects to use, in (0, 1]
@@ -137,7 +138,7 @@ class Config:
     evaluate: _EvaluateConfig = field(default_factory=_EvaluateConfig)
     simulate: _SimulateConfig = field(default_factory=_SimulateConfig)
     fetch: FetchOptions = field(default_factory=FetchOptions)
-    out: str | None = None  # Metrics file of evaluate, None: in the run folder; folder of fetch
+    out: str | None = None  # Metrics file of evaluate; folder of fetch; folder or file of audit
     track: Any = None  # Trackers: tensorboard, wandb, or a list of both
     step: Any = None  # Step of the run, 0: empty network; for replay also final
     node: int | None = None  # Node of the run tree; None: the current one

@@ -80,6 +80,7 @@ def _image_options(data: DataConfig) -> ImageOptions:
         data.stretch,
         data.crop_size,
         data.pixel_scale,
+        data.brightness,
     )
 
 # %% ../../nbs/10_cli/03_datasets.ipynb #8301a010

@@ -65,7 +65,7 @@ class _StopOnSignal:
 COMMANDS = {
     "search": "search for a network on a catalogue and write a run folder",
     "evaluate": "evaluate the model of run.dir on a labelled catalogue",
-    "audit": "check a catalogue and print its problems",
+    "audit": "check a catalogue, print its problems and write audit.html",
     "fetch": "download a cutout from a survey for each row of data.csv_path to out",
     "simulate": "write a simulated catalogue to simulate.out_dir",
     "report": "write the report of run.dir again",

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from .catalogue import DEFAULT_READ_OPTIONS, FileRows, ReadOptions, read_rows
 from .groups import count_votes, image_ceiling, is_crowded
-from .image_statistics import BoostingScores, image_statistics, score_boosting
-from .image_store import MemmapImages, load_images
+from .image_quality import BandQuality, image_quality
+from .image_statistics import BoostingScores
+from .image_store import LoadedImages, read_images
+from .pixel_summary import PixelSummary, summarize_pixels
 from .split import leaked_share
-from .symmetry import CatalogueSymmetry, find_symmetries
 from .values import sorted_classes
 
 # %% ../../nbs/01_data/13_audit.ipynb #60ff5fae
-@dataclass(frozen=True)
-class CatalogueAudit:
+@dataclass(frozen=True, kw_only=True)
+class CatalogueAudit(PixelSummary):
     "Contents and faults of a catalogue; `str` formats them as a page of text."
 
     csv_path: str
@@ -34,6 +34,8 @@ class CatalogueAudit:
     class_counts: dict[str, int]  # Usable rows of each class
     faults: dict[str, tuple[str, ...]]  # Kind of fault -> a message for each row
     image_shapes: dict[str, int]  # "channels x height x width" -> images
+    pixel_scale: float | None  # Arcsec per pixel; None if unknown or not the same for all
+    bands: tuple[BandQuality, ...]  # What each band is worth
     num_objects: int  # Objects among the usable rows
     num_repeated_rows: int  # Usable rows whose object has several
     num_contradicted: int  # Objects whose rows have different classes
@@ -41,32 +43,30 @@ class CatalogueAudit:
     group_radius: float  # Positions this close are taken as one object, in arcsec
     is_crowded: bool  # Such positions are probably neighbours, so that the ceiling is too low
     masked: dict[str, dict[str, int]]  # Feature -> class -> values missing or masked
+    sentinels: dict[str, int]  # Feature -> masked values that are not empty, such as -99
     majority: float  # Share of the largest class, in [0, 1]
-    feature_baseline: BoostingScores | None  # Boosting on the features
-    image_baseline: BoostingScores | None  # Boosting on image statistics
-    symmetry: CatalogueSymmetry  # Orientations that keep the class
     leaked_share: float  # Validation rows of a random split whose object is also trained on
     notes: tuple[str, ...]  # What was guessed or taken as missing
 
     def __str__(self) -> str:
         return "\n".join(_format_audit(self))
 
-# %% ../../nbs/01_data/13_audit.ipynb #dcb60571
+# %% ../../nbs/01_data/13_audit.ipynb #0f92c547
 def _summarize(
     csv_path: str | Path,
     options: ReadOptions,
     rows: FileRows,
-    pixels: Tensor | MemmapImages,  # uint8 [rows, channels, height, width]
+    loaded: LoadedImages,
     good: npt.NDArray[np.int64],  # [usable] rows without a fault
     groups: npt.NDArray[np.int64],  # [usable] rows of the same object share a number
 ) -> CatalogueAudit:
-    table = rows.table
+    table, features, shape = rows.table, rows.features[good], loaded.pixels.shape[1:]
     names = table["class"].iloc[good].tolist()
     classes, counts = sorted_classes(names), Counter(names)
     labels = np.array([classes.index(name) for name in names], dtype=np.int64)
     votes = count_votes(labels, groups) if len(good) else np.ones((1, 1), dtype=np.int64)
     sizes = np.bincount(groups)[groups] if len(good) else groups
-    is_missing = dict(zip(options.features, np.isnan(rows.features[good]).T, strict=True))
+    is_missing = dict(zip(rows.feature_names, np.isnan(features).T, strict=True))
     return CatalogueAudit(
         csv_path=str(csv_path),
         num_rows=len(table),
@@ -76,20 +76,24 @@ def _summarize(
             kind: tuple(f"{table.index.name} {table.index[row]}: {bad[row]}" for row in sorted(bad))
             for kind, bad in rows.faults.items()
         },
-        image_shapes={" x ".join(map(str, pixels.shape[1:])): len(good)},
+        image_shapes={" x ".join(map(str, shape)): len(good)} if len(good) else {},
+        pixel_scale=loaded.pixel_scale,
+        bands=tuple(image_quality(rows.paths.select(good), options.images)),
         num_objects=len(np.unique(groups)),
         num_repeated_rows=int((sizes > 1).sum()),
         num_contradicted=int((np.count_nonzero(votes, axis=1) > 1).sum()),
         image_ceiling=image_ceiling(votes),
         group_radius=options.table.group_radius,
         is_crowded=is_crowded(rows.ra[good], rows.dec[good], options.table.group_radius),
-        masked={name: _count_by_class(classes, labels[is_missing[name]]) for name in is_missing},
+        masked={name: _count_by_class(classes, labels[gone]) for name, gone in is_missing.items()},
+        sentinels={
+            name: int((table[name].iloc[good[gone]] != "").sum()) if name in table else 0
+            for name, gone in is_missing.items()
+        },
         majority=max(counts.values(), default=0) / max(len(good), 1),
-        feature_baseline=score_boosting(rows.features[good], labels, groups),
-        image_baseline=score_boosting(image_statistics(pixels, good), labels, groups),
-        symmetry=find_symmetries(pixels, good, labels, groups, classes),
         leaked_share=leaked_share(groups) if len(good) else 0.0,
         notes=tuple(rows.notes),
+        **vars(summarize_pixels(loaded.pixels, good, features, labels, groups, classes)),
     )
 
 
@@ -107,12 +111,17 @@ def audit_catalogue(
 ) -> CatalogueAudit:
     "Audit a catalogue, print the result and return it."
     rows = read_rows(csv_path, img_dir_path, options)
-    pixels, unusable = load_images(rows.paths, options)
+    loaded = read_images(rows.paths, options)
     missing = rows.faults["missing images"]
-    rows.faults["unusable images"] = {r: unusable[r] for r in unusable if r not in missing}
+    for kind in ("blank", "unusable"):
+        rows.faults[f"{kind} images"] = {
+            row: message
+            for row, message in loaded.bad.items()
+            if row not in missing and ("is blank:" in message) == (kind == "blank")
+        }
     good = np.setdiff1d(np.arange(len(rows.table)), list(rows.bad))
     groups = rows.group(good, options) if len(good) else good
-    result = _summarize(csv_path, options, rows, pixels, good, groups)
+    result = _summarize(csv_path, options, rows, loaded, good, groups)
     if print_result:
         print(result)
     return result
@@ -122,7 +131,8 @@ def _format_audit(result: CatalogueAudit) -> list[str]:
     lines = [
         f"{result.csv_path}: {result.num_rows} rows, {result.num_usable} usable",
         _line("classes", _format_counts(result.class_counts)),
-        _line("images", f"{', '.join(result.image_shapes) or 'none'} (channels x height x width)"),
+        _line("images", _format_images(result)),
+        *(_line("band", str(band)) for band in result.bands),
         *_format_faults(result.faults),
         _line(
             "objects",
@@ -166,6 +176,12 @@ def _line(label: str, text: str) -> str:
 
 def _format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _format_images(result: CatalogueAudit) -> str:
+    scale = "unknown" if result.pixel_scale is None else f"{result.pixel_scale:.3g} arcsec"
+    shapes = ", ".join(result.image_shapes) or "none"
+    return f"{shapes} (channels x height x width), pixel scale {scale}"
 
 
 def _format_faults(faults: Mapping[str, Sequence[str]]) -> list[str]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ..core import InputError
+from .brightness import read_brightness, table_features
 from .groups import group_objects
 from .image_arrays import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from .image_lookup import find_images
@@ -107,6 +108,7 @@ class FileRows:
     table: pd.DataFrame  # The columns in use, as text
     ra: npt.NDArray[np.float64]  # [rows] degrees; NaN where unknown
     dec: npt.NDArray[np.float64]  # [rows] degrees
+    feature_names: tuple[str, ...]  # Of the table, then brightness if it is asked for
     features: npt.NDArray[np.float64]  # [rows, features] raw; NaN where missing
     paths: ImageSource  # Image of each row
     faults: dict[str, dict[int, str]]  # Kind of fault -> row -> message
@@ -149,7 +151,7 @@ def read_rows(
     options: ReadOptions = DEFAULT_READ_OPTIONS,  # Features, classes, names of the columns
 ) -> FileRows:
     "Read the rows of a table and list their faults; raise `InputError` if columns are missing."
-    settings, features = options.table, options.features
+    settings, features = options.table, table_features(options.features, options.images)
     label_columns = settings.class_columns or ["class"]
     others = [name for name in (settings.group_column, options.images.path_column) if name]
     required = ["id", *label_columns, *features, *others]
@@ -166,9 +168,15 @@ def read_rows(
     notes += check_classes(good, csv_path)
     ra, dec = read_positions(table, settings.ra_unit, faults["positions"], notes)
     values = read_features(table, features, faults["features"], settings.missing_values, notes)
-    names = table[options.images.path_column or "id"].tolist()
-    paths = find_images(names, img_dir_path, faults["missing images"], options.images)
-    return FileRows(table, ra, dec, values, paths, faults, notes)
+    ids = table[options.images.path_column or "id"].tolist()
+    paths = find_images(ids, img_dir_path, faults["missing images"], options.images)
+    added, brightness = read_brightness(paths, options.images, options.progress)
+    if doubled := set(added) & set(features):
+        raise InputError(
+            f"{', '.join(doubled)} is measured on images; leave it out of data.features"
+        )
+    values, names = np.hstack([values, brightness]), (*features, *added)
+    return FileRows(table, ra, dec, names, values, paths, faults, notes)
 
 
 def _without_rare_classes(
@@ -205,7 +213,7 @@ def read_catalogue(
         table=table,
         classes=names,
         labels=np.array([indices[name] for name in table["class"]], dtype=np.int64),
-        feature_names=tuple(options.features),
+        feature_names=rows.feature_names,
         features=rows.features[good],
         paths=rows.paths.select(good),
         groups=groups,

@@ -113,7 +113,9 @@ class Space_Galaxi(Dataset[Batch]):
         skipped = raise_or_skip(loaded.bad, catalogue.table, csv_path, on_bad_row)
         good = np.setdiff1d(np.arange(len(catalogue)), list(loaded.bad))
         self.image_store = ImageStore(loaded.pixels)
-        self._measured = ImageScaling(images.bands, pixel_scale=loaded.pixel_scale)
+        self._measured = ImageScaling(
+            images.bands, pixel_scale=loaded.pixel_scale, brightness=images.brightness
+        )
         self._scaling = images.scaling
         self.transform = transform
         self.seed = seed

@@ -8,14 +8,15 @@ __all__ = ['MAX_PIXELS', 'MAX_BYTES', 'Shape', 'Values', 'SENTINELS', 'STRETCHES
 
 # %% ../../nbs/01_data/02a_image_arrays.ipynb #f3ae93df
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, asinh, float32, tensor
 
-from ..core import InputError
+from ..core import OMIT_IF_DEFAULT, InputError
 
 # %% ../../nbs/01_data/02a_image_arrays.ipynb #2f174aff
 MAX_PIXELS = 50_000_000  # In one image
@@ -81,7 +82,7 @@ def _band_axis(shape: tuple[int, ...], num_bands: int, name: str) -> int:
 
 # %% ../../nbs/01_data/02a_image_arrays.ipynb #03dbcc0c
 SENTINELS = (-99999.0, -9999.0, -999.0, -99.0, 99.0, 999.0, 9999.0, 99999.0)
-_ABSURD = 1e29  # in any unit
+_ABSURD = 1e29  # In any unit
 
 
 def mask_missing(
@@ -90,25 +91,30 @@ def mask_missing(
     "Convert to float32, with infinities and sentinels as NaN."
     with np.errstate(over="ignore"):
         result = values.astype(np.float32)
-    if values.dtype.kind == "u":  # counts have no room for sentinels
-        return result
+    sentinels = () if values.dtype.kind == "u" else SENTINELS  # counts have no room for them
     for band in result:
         band[~(np.abs(band) < _ABSURD)] = np.nan
-        _mask_sentinels(band)
+        while _mask_extreme(band, sentinels):
+            pass
     return result
 
 
-def _mask_sentinels(band: npt.NDArray[np.float32]) -> None:
-    ends = {float(np.nanmin(band)), float(np.nanmax(band))} if np.isfinite(band).any() else set()
-    for value in ends.intersection(SENTINELS):
-        rest = band[np.isfinite(band) & (band != value)]
-        if rest.size == 0:
+def _mask_extreme(band: npt.NDArray[np.float32], sentinels: Sequence[float]) -> bool:
+    "Mask the lowest or highest value if it marks missing pixels; returns whether it does."
+    measured = band[np.isfinite(band)]
+    if measured.size == 0:
+        return False
+    low, high = float(measured.min()), float(measured.max())
+    is_pad = low not in sentinels and (measured == low).sum() >= max(4, measured.size / 100)
+    for value in {low, high}.intersection(sentinels) | ({low} if is_pad else set()):
+        rest = measured[measured != value]
+        if rest.size == 0 or (gap := float(np.abs(rest - value).min())) <= 0.25 * abs(value):
             continue
-        centre = np.median(rest)
-        scatter = 1.4826 * np.median(np.abs(rest - centre))
-        gap = np.abs(rest - value).min()
-        if gap > 10 * scatter and gap > 0.25 * abs(value):
+        scatter = 1.4826 * np.median(np.abs(rest - np.median(rest)))
+        if gap > (10 if value in sentinels else 4) * scatter:
             band[band == value] = np.nan
+            return True
+    return False
 
 # %% ../../nbs/01_data/02a_image_arrays.ipynb #327a6908
 STRETCHES = ("auto", "image", "catalogue")
@@ -122,6 +128,9 @@ class ImageScaling:
     low: tuple[float, ...] = ()  # Per band: flux that becomes 0; none for bytes
     high: tuple[float, ...] = ()  # Per band: flux that becomes 1
     pixel_scale: float | None = None  # Arcsec per stored pixel; None: unknown
+    brightness: bool = field(  # Whether the last features are the brightness of the image
+        default=False, metadata=OMIT_IF_DEFAULT
+    )
 
     def apply(
         self,
@@ -147,6 +156,7 @@ class ImageOptions:
     stretch: str = "auto"  # Limits of measured values: per image, per catalogue, or auto
     crop_size: int | None = None  # Side of the central square to cut out, in pixels
     pixel_scale: float | None = None  # Arcsec per pixel where no header says it
+    brightness: bool = False  # Add total and peak brightness to the features
     shape: Shape | None = None  # Shape that a model reads; other images are fitted to it
     scaling: ImageScaling | None = None  # Scaling of a model; None measures the images
 
@@ -159,6 +169,11 @@ class ImageOptions:
             value = getattr(self, key)
             if value is not None and not 0 < value < 1e5:
                 raise InputError(f"data.{key} is a number above 0; got {value}")
+
+    @property
+    def measures_brightness(self) -> bool:
+        "Whether brightness is among the features: as asked for, or as a model was trained."
+        return self.brightness if self.scaling is None else self.scaling.brightness
 
 
 DEFAULT_IMAGE_OPTIONS = ImageOptions()

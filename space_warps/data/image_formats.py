@@ -8,7 +8,10 @@ __all__ = ['decode_image', 'as_bytes_or_flux']
 # %% ../../nbs/01_data/02c_image_formats.ipynb #093d3156
 import functools
 import gzip
+import struct
 import zlib
+from collections.abc import Iterator
+from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
 
@@ -92,12 +95,14 @@ def _read_picture(content: bytes, name: str) -> Values:
     if not content:
         raise UnusableImage(f"{name} is empty")
     try:
-        with Image.open(BytesIO(content), formats=["JPEG", "PNG", "TIFF"]) as image:
+        if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+            return _read_tiff(content, name)
+        with Image.open(BytesIO(content), formats=["JPEG", "PNG"]) as image:
             check_size(name, (len(image.getbands()), image.height, image.width))
+            if getattr(image, "n_frames", 1) > 1:
+                raise UnusableImage(f"{name} is animated; save one image per file")
             if image.format == "PNG" and content[24] == 16 and content[25] != 0:
                 return _read_deep_png(content, name)
-            if image.format == "TIFF":
-                return _read_tiff(image, name)
             if image.format == "JPEG" and (decoded := _read_jpeg(image, content)) is not None:
                 return decoded
             return _values_of(ImageOps.exif_transpose(image), name)
@@ -110,6 +115,11 @@ def _read_picture(content: bytes, name: str) -> Values:
 
 # %% ../../nbs/01_data/02c_image_formats.ipynb #66a8ca58
 def _values_of(image: Image.Image, name: str) -> Values:
+    if image.mode[0] in "IF":
+        values, hidden = np.array(image), image.info.get("transparency")
+        if hidden is not None:
+            values = _fill_hidden(values[..., None], values != hidden, name)[..., 0]
+        return values
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         with_alpha = image.convert(_ALPHA_MODES.get(image.mode, "RGBA"))
         values = np.array(with_alpha)
@@ -118,8 +128,6 @@ def _values_of(image: Image.Image, name: str) -> Values:
         return _fill_hidden(values[..., :-1], values[..., -1] > 0, name)
     if image.mode in _BYTE_MODES:
         return np.asarray(image.convert(_BYTE_MODES[image.mode]))
-    if image.mode[0] in "IF":
-        return np.asarray(image)
     raise UnusableImage(f"{name} has the colour mode {image.mode}; save it as grey or RGB")
 
 
@@ -184,28 +192,69 @@ def _apply(operator: Any, content: bytes) -> Values:
 _EXIF_ORIENTATION = 0x0112
 
 # %% ../../nbs/01_data/02c_image_formats.ipynb #82fa74f0
-def _read_tiff(image: Any, name: str) -> Values:
+def _read_tiff(content: bytes, name: str) -> Values:
     "Decode a TIFF; several pages are bands."
-    depths = image.tag_v2.get(258, 1)
-    if image.mode not in ("I", "F") and image.mode[:2] != "I;" and np.max(depths) > 8:
-        raise UnusableImage(
-            f"{name} is a TIFF of {len(image.getbands())} bands with {np.max(depths)} bits each, "
-            "which is not read; save it as FITS, 16-bit PNG or NPY"
-        )
-    num_pages = getattr(image, "n_frames", 1)
-    check_size(name, (num_pages, image.height, image.width), 4)
-    if num_pages == 1:
-        return _values_of(ImageOps.exif_transpose(image), name)
-    pages = []
-    for page in range(num_pages):
-        image.seek(page)
-        check_size(name, (num_pages, image.height, image.width), 4)
-        pages.append(_values_of(image, name))
+    try:
+        with Image.open(BytesIO(content), formats=["TIFF"]) as image:
+            pages = list(_read_pages(image, name))
+    except UnidentifiedImageError:  # a combination of bands and depth that Pillow does not know
+        pages = []
+    pages = pages or _read_deep_pages(content, name)
+    if len(pages) == 1:
+        return pages[0]
     if len({page.shape for page in pages}) > 1 or pages[0].ndim != 2:
-        raise UnusableImage(f"{name} has {num_pages} pages that are not bands of one image")
+        raise UnusableImage(f"{name} has {len(pages)} pages that are not bands of one image")
     return np.stack(pages)
 
 
+def _read_pages(image: Any, name: str) -> Iterator[Values]:
+    "Pages as Pillow decodes them; none where it would drop the lower bits."
+    num_pages = getattr(image, "n_frames", 1)
+    for page in range(num_pages):
+        image.seek(page)
+        check_size(name, (num_pages, image.height, image.width), 4)
+        if len(image.getbands()) > 1 and np.max(image.tag_v2.get(_BITS_PER_SAMPLE, 8)) > 8:
+            return
+        yield _values_of(ImageOps.exif_transpose(image), name)
+
+
+_BITS_PER_SAMPLE = 258
+
+
+def _read_deep_pages(content: bytes, name: str) -> list[Values]:
+    "Pages of any depth and number of bands, [bands, height, width] or [height, width]."
+    import tifffile  # loads slowly
+
+    try:
+        with tifffile.TiffFile(BytesIO(content)) as file:
+            for page in file.pages:
+                _check_page(page, len(file.pages), name)
+            return [_bands_of(page, name) for page in file.pages]
+    except (tifffile.TiffFileError, RuntimeError, struct.error) as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_page(page: Any, num_pages: int, name: str) -> None:
+    check_size(name, (num_pages, *page.shape), page.dtype.itemsize)
+    if page.compression != 1 and not find_spec("imagecodecs"):
+        raise UnusableImage(
+            f"{name} is a TIFF of {page.samplesperpixel} bands with {page.bitspersample} bits, "
+            f"compressed by {page.compression.name}; to read it, pip install 'space_warps[tiff]', "
+            "or save it uncompressed"
+        )
+
+
+def _bands_of(page: Any, name: str) -> Values:
+    "Bands of a TIFF page, its transparent pixels filled."
+    values: Values = page.asarray().reshape(page.shape)
+    if page.axes == "YXS":
+        values = values.transpose(2, 0, 1)
+    if values.ndim == 3 and {1, 2} & set(page.extrasamples):  # the last one is transparency
+        colours = values[:-1].transpose(1, 2, 0).copy()
+        values = _fill_hidden(colours, values[-1] > 0, name).transpose(2, 0, 1)
+    return values
+
+# %% ../../nbs/01_data/02c_image_formats.ipynb #7d9e4bd8
 _MAGIC = {
     b"<svg": "an SVG drawing", b"<?xml": "an XML file", b"%!PS": "a PostScript file",
     b"%PDF": "a PDF file", b"GIF8": "a GIF image", b"RIFF": "a WebP image", b"BM": "a BMP image",
