@@ -6,6 +6,7 @@
 __all__ = ['Architecture', 'ProgressiveModel']
 
 # %% ../../nbs/02_models/05_model.ipynb #e5eec79d
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +22,7 @@ from space_warps.models.encoders import (
     GaussianWindowPool,
     ImageEncoder,
     build_projector,
+    is_recorded,
 )
 
 # %% ../../nbs/02_models/05_model.ipynb #b95795ed
@@ -72,16 +74,63 @@ class Architecture:
         return replace(self, blocks=(*self.blocks, spec))
 
 # %% ../../nbs/02_models/05_model.ipynb #f7891597
+def _check_images(
+    images: Tensor,  # [batch, channels, height, width]
+    architecture: Architecture,  # Of the network
+    with_values: bool,  # Whether to look at the values
+) -> None:
+    "Raise `InputError` if shape, number format or values of the images are wrong."
+    shape = ", ".join(map(str, architecture.image_shape))
+    expected = f"the model reads images of shape [batch, {shape}] as floats in [0, 1]"
+    if not isinstance(images, Tensor):
+        raise InputError(f"{expected}, a tensor; got {type(images).__name__}")
+    if tuple(images.shape[1:]) != architecture.image_shape or not images.is_floating_point():
+        raise InputError(f"{expected}; got {list(images.shape)} of {images.dtype}")
+    if with_values and len(images):
+        low, high = (float(value) for value in images.detach().aminmax())
+        if low < -1 or high > 2:
+            raise InputError(f"{expected}; got {low:g} to {high:g}; divide bytes by 255")
+
+
 def _check_features(
+    features: Tensor,  # [batch, features]
+    num_rows: int,  # Number of images
+    architecture: Architecture,  # Of the network
+) -> None:
+    "Raise `InputError` if the shape of the features is wrong."
+    names = architecture.feature_names
+    expected = f"the model reads {len(names)} features ({', '.join(names) or 'none'})"
+    if features.ndim != 2:
+        raise InputError(f"{expected} of shape [batch, {len(names)}]; got {list(features.shape)}")
+    if features.shape[1] != len(names):
+        raise InputError(f"{expected}; got {features.shape[1]} per row")
+    if features.shape[0] != num_rows:
+        raise InputError(
+            f"{expected} of as many rows; got {num_rows} images and {features.shape[0]} rows"
+        )
+
+# %% ../../nbs/02_models/05_model.ipynb #534ce1ad
+_MIN_ORDER_ROWS = 8  # Fewer rows do not show an order
+
+
+def _check_order(
     features: Tensor,  # [batch, features]
     architecture: Architecture,  # Of the network
 ) -> None:
-    "Raise `InputError` if the number of features is wrong."
-    names = architecture.feature_names
-    if features.shape[1] != len(names):
+    "Raise `InputError` if two columns are swapped."
+    edges, names = architecture.input_statistics.feature_edges, architecture.feature_names
+    if len(features) < _MIN_ORDER_ROWS or not 1 < features.shape[1] == len(names):
+        return
+    usual = [own[1:-1] if len(own) > 3 else own or (math.nan,) for own in edges]
+    low, high = features.new_tensor([(own[0], own[-1]) for own in usual]).T
+    values = features[:, :, None]
+    share = ((values >= low) & (values <= high)).double().mean(0)  # [column, feature]
+    own = share.diagonal()
+    swapped = (share > 0.5) & (share.T > 0.5) & (torch.minimum(own[:, None], own) < 0.1)
+    if pairs := swapped.nonzero().tolist():
+        first, second = (names[index] for index in pairs[0])
         raise InputError(
-            f"the model reads {len(names)} features ({', '.join(names) or 'none'}); "
-            f"got {features.shape[1]} per row"
+            f"features {first} and {second} are swapped; the model reads {', '.join(names)}"
         )
 
 # %% ../../nbs/02_models/05_model.ipynb #bcc2091a
@@ -127,9 +176,9 @@ class ProgressiveModel(nn.Module):
         _ = architecture.map_shape  # raises if the map is too small
         self.architecture = architecture
         self.blocks.append(build_block(spec, in_channels))
-        device = self.head.weight.device
+        windows = self.pool.windows
         self._build_head()
-        self.to(device)
+        self.to(windows)  # device and precision
 
     def forward(
         self,
@@ -137,15 +186,21 @@ class ProgressiveModel(nn.Module):
         features: Tensor | None = None,  # float32 [batch, features], raw; NaN where missing
     ) -> Tensor:  # float32 [batch, classes], logits
         "Score of each class."
+        can_look = not (self.training or is_recorded())
+        _check_images(images, self.architecture, can_look)
+        features = images.new_empty(images.shape[0], 0) if features is None else features
+        _check_features(features, images.shape[0], self.architecture)
+        if can_look:
+            _check_order(features.detach(), self.architecture)
         if self.training or not self.architecture.tta:
             return self._logits(images, features)
         views = orientations(images, self.architecture.symmetries)
         return torch.stack([self._logits(view, features) for view in views]).mean(0)
 
-    def _logits(self, images: Tensor, features: Tensor | None) -> Tensor:
+    def _logits(self, images: Tensor, features: Tensor) -> Tensor:
         maps = self.feature_maps(images)
         with torch.autocast(maps.device.type, enabled=False):
-            return self.classify_maps(maps.float(), features)
+            return self.classify_maps(maps.to(self.pool.windows.dtype), features)
 
     def feature_maps(
         self,
@@ -159,13 +214,11 @@ class ProgressiveModel(nn.Module):
 
     def classify_maps(
         self,
-        maps: Tensor,  # float32 [batch, k, height, width], of the last block
-        features: Tensor | None = None,  # float32 [batch, features], raw; NaN where missing
-    ) -> Tensor:  # float32 [batch, classes], logits
+        maps: Tensor,  # [batch, k, height, width], of the last block
+        features: Tensor,  # float32 [batch, features], raw; NaN where missing
+    ) -> Tensor:  # [batch, classes], logits
         "Apply pooling, projector and head to the maps of the last block."
-        raw = features if features is not None else maps.new_empty(len(maps), 0)
-        _check_features(raw, self.architecture)
-        projected = self.projector(raw)  # without features, an empty tensor
+        projected = self.projector(features).to(maps.dtype)  # without features, an empty tensor
         logits: Tensor = self.head(torch.cat([self.pool(maps), projected], dim=1))
         return logits
 
