@@ -8,6 +8,7 @@ __all__ = ['COMMANDS', 'main']
 # %% ../../nbs/10_cli/06_main.ipynb #522f11c4
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from space_warps.cli.commands import (
     run_audit,
     run_evaluate,
     run_fetch,
+    run_predict,
     run_report,
     run_search,
     run_simulate,
@@ -65,6 +67,7 @@ class _StopOnSignal:
 COMMANDS = {
     "search": "search for a network on a catalogue and write a run folder",
     "evaluate": "evaluate the model of run.dir on a labelled catalogue",
+    "predict": "predict a catalogue without classes with the model of run.dir and write out",
     "audit": "check a catalogue, print its problems and write audit.html",
     "fetch": "download a cutout from a survey for each row of data.csv_path to out",
     "simulate": "write a simulated catalogue to simulate.out_dir",
@@ -176,6 +179,9 @@ def _run(command: str, args: Sequence[str]) -> int:
         return 0 if run_replay(config_to_resume(config, keys, ["step"])) else 1
     if command == "branch":
         run_branch(config, given_search_settings(config, keys))
+        return 0
+    if command == "predict":
+        run_predict(config, shlex.join(["space-warps", command, *args]))
         return 0
     others = {
         "evaluate": run_evaluate,
