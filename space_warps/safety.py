@@ -82,10 +82,9 @@ def read_regular_file(
 
 def _read_bounded(file: IO[bytes], max_bytes: int, what: str | Path) -> bytes:
     size = os.fstat(file.fileno()).st_size
-    content = file.read(max_bytes + 1) if size <= max_bytes else b""
-    if max(size, len(content)) > max_bytes:
+    if size > max_bytes:
         raise InputError(f"{what} is larger than {max_bytes:,} bytes, the most that is read")
-    return content
+    return file.read(size)  # not one byte more: memory is taken before the file is read
 
 # %% ../nbs/00a_safety.ipynb #434bacc5
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # Unicode categories: control, format, ...

@@ -6,7 +6,6 @@
 __all__ = ['decode_image', 'as_bytes_or_flux']
 
 # %% ../../nbs/01_data/02c_image_formats.ipynb #093d3156
-import functools
 import gzip
 import struct
 import zlib
@@ -16,6 +15,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .fits_images import read_fits
@@ -94,6 +94,8 @@ def _read_picture(content: bytes, name: str) -> Values:
     "Decode with Pillow: uint8 or another number type, [height, width] or with bands last."
     if not content:
         raise UnusableImage(f"{name} is empty")
+    if (decoded := _read_jpeg(content, name)) is not None:
+        return decoded
     try:
         if content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
             return _read_tiff(content, name)
@@ -103,8 +105,6 @@ def _read_picture(content: bytes, name: str) -> Values:
                 raise UnusableImage(f"{name} is animated; save one image per file")
             if image.format == "PNG" and content[24] == 16 and content[25] != 0:
                 return _read_deep_png(content, name)
-            if image.format == "JPEG" and (decoded := _read_jpeg(image, content)) is not None:
-                return decoded
             return _values_of(ImageOps.exif_transpose(image), name)
     except UnidentifiedImageError as error:
         raise UnusableImage(f"{name} is {_describe(content)}, which cannot be read") from error
@@ -142,54 +142,42 @@ def _fill_hidden(values: Values, visible: Values, name: str) -> Values:
 
 def _read_deep_png(content: bytes, name: str) -> Values:
     "Decode a PNG of 16-bit colours, [height, width, bands]."
-    if (operator := _torchvision_operator("decode_png")) is None:
-        raise UnusableImage(f"{name} has 16 bits per colour, which this torchvision cannot read")
+    import torch  # this and torchvision load slowly
+
     try:
-        decoded = _apply(operator, content)
+        import torchvision.io  # noqa: F401  # registers the operator, which is announced to leave
+
+        decode = torch.ops.image.decode_png
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise UnusableImage(
+            f"{name} has 16 bits per colour, which this torchvision cannot read"
+        ) from error
+    try:
+        decoded = decode(torch.frombuffer(bytearray(content), dtype=torch.uint8), 0, False)
     except RuntimeError as error:
         raise UnusableImage(f"{name} is truncated or damaged ({error})") from error
-    values: Values = decoded.transpose(1, 2, 0)
+    values: Values = decoded.numpy().transpose(1, 2, 0)
     if values.shape[2] in (1, 3):
         return values
     return _fill_hidden(values[..., :-1].copy(), values[..., -1] > 0, name)
 
 # %% ../../nbs/01_data/02c_image_formats.ipynb #71529dba
-def _read_jpeg(image: Image.Image, content: bytes) -> Values | None:
+_JPEG_COLOURS = {"Gray": "GRAY", "YCbCr": "RGB"}
+
+
+def _read_jpeg(content: bytes, name: str) -> Values | None:
     "Decode an upright JPEG in grey or RGB; None leaves it to Pillow."
-    if image.mode not in ("L", "RGB") or image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-        return None
-    if (operator := _torchvision_operator("decode_jpeg")) is None:
+    if not content.startswith(b"\xff\xd8") or b"Exif\0" in content[: 2**16]:  # may be turned
         return None
     try:
-        decoded = _apply(operator, content)
-    except RuntimeError:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if colours not in _JPEG_COLOURS:
+            return None
+        check_size(name, (3, height, width))
+        values: Values = simplejpeg.decode_jpeg(content, _JPEG_COLOURS[colours])
+    except ValueError:
         return None
-    return decoded[0] if image.mode == "L" else decoded.transpose(1, 2, 0)
-
-
-@functools.cache
-def _torchvision_operator(name: str) -> Any:
-    "A decoder of torchvision; None in a version without it, since it is announced to leave."
-    import torch  # this and torchvision load slowly
-
-    try:
-        import torchvision.io  # noqa: F401  # registers the operators
-
-        return getattr(torch.ops.image, name)
-    except (ImportError, AttributeError, RuntimeError):
-        return None
-
-
-def _apply(operator: Any, content: bytes) -> Values:
-    "Decode to [bands, height, width], with the bands and the depth of the file."
-    import torch
-
-    unchanged, apply_exif_orientation = 0, False
-    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    return np.asarray(operator(data, unchanged, apply_exif_orientation).numpy())
-
-
-_EXIF_ORIENTATION = 0x0112
+    return values[..., 0] if colours == "Gray" else values
 
 # %% ../../nbs/01_data/02c_image_formats.ipynb #82fa74f0
 def _read_tiff(content: bytes, name: str) -> Values:

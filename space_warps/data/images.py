@@ -203,9 +203,11 @@ def read_image(
 ) -> tuple[Values, float | None]:  # uint8 or float32 [bands, height, width]; arcsec per pixel
     "Read an image; raise `UnusableImage` if it cannot be used, or shows nothing."
     values, scale = source.read(row, options)
-    if values.dtype.kind == "f" and np.isnan(values).all():
-        raise UnusableImage(f"{source.name(row)} is blank: no pixel was measured")
-    low, high = np.nanmin(values), np.nanmax(values)
+    low, high = values.min(), values.max()  # NaN if a pixel is missing
+    if np.isnan(low):
+        if np.isnan(values).all():
+            raise UnusableImage(f"{source.name(row)} is blank: no pixel was measured")
+        low, high = np.nanmin(values), np.nanmax(values)
     if low == high and values[0].size > 1:
         raise UnusableImage(f"{source.name(row)} is blank: every pixel is {low:g}")
     return values, scale if scale is not None else options.pixel_scale
