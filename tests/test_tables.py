@@ -2,24 +2,40 @@
 
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from astropy.table import Table
+from astropy.io import fits
+from astropy.io.votable import from_table, writeto
+from astropy.table import MaskedColumn, Table
 from conftest import ROOT, Tiny
 
 from space_warps.cli.main import main
 from space_warps.core import InputError
 from space_warps.data.audit import CatalogueAudit, audit_catalogue
 from space_warps.data.catalogue import ReadOptions, read_catalogue
+from space_warps.data.dataset import Space_Galaxi
+from space_warps.data.image_sources import ImagePaths
 from space_warps.data.tables import TableOptions, read_table
 from space_warps.data.values import read_features
+from space_warps.evaluation.evaluate import overlaps_training
 
 REAL_TABLES = Path(
     os.environ.get("SPACE_WARPS_TABLES_DIR", ROOT.parent / "shared" / "cases" / "tables")
 )
+
+
+SHORT = [
+    "search.max_layers=1",
+    "search.k_candidates=[4]",
+    "search.epochs_per_eval=1",
+    "search.final.epochs=1",
+]
 
 
 def audit(tiny: Tiny, path: Path | None = None, **table: Any) -> CatalogueAudit:
@@ -40,6 +56,23 @@ CSV_DIALECTS = {
     "trailing": (lambda text: text.replace("\n", ",\n"), "utf-8", ""),
     "crlf": (lambda text: text.replace("\n", "\r\n"), "utf-8", ""),
     "comment at the end": (lambda text: text + "# 60 rows\n\n", "utf-8", ""),
+    "carriage returns": (lambda text: text.replace("\n", "\r"), "utf-8", ""),
+    "utf32": (lambda text: text, "utf-32", "read as utf-32"),
+    "excel": (lambda text: "sep=;\n" + text.replace(",", ";"), "utf-8", "separated by ';'"),
+    "decimal comma": (
+        lambda text: "\ufeff" + text.replace(",", ";").replace(".", ","),
+        "utf-8",
+        "decimal comma",
+    ),
+    "quoted": (
+        lambda text: re.sub("([^,\n]+)", r'"\1"', text).replace("STAR", "STAR, hot"),
+        "utf-8",
+        "",
+    ),
+    "spaces in names": (lambda text: text.replace("dec,class", " dec ,class "), "utf-8", ""),
+    "repeated column": (lambda text: text.replace("z,z_err", "z,z"), "utf-8", ""),
+    "blank lines": (lambda text: text.replace("\n", "\n  \n\n"), "utf-8", ""),
+    "units": (lambda text: text.replace("\n", "\n# ,deg,deg,,,,\n", 1), "utf-8", ""),
     "unused column": (lambda text: text.replace("STAR,,", "STAR,Müller,"), "cp1252", ""),
 }
 
@@ -52,7 +85,7 @@ def test_csv_dialects(tiny: Tiny, name: str) -> None:
     result = audit(tiny)
     assert result.num_usable == 60
     assert result.num_objects == 60
-    assert list(result.class_counts) == ["GALAXY", "QSO", "STAR"]
+    assert [kind[:4] for kind in result.class_counts] == ["GALA", "QSO", "STAR"]
     assert note in " ".join(result.notes)
 
 
@@ -122,8 +155,10 @@ def test_integer_ids_and_missing_values_are_exact(tmp_path: Path, kind: str) -> 
         (b"PAR1" + bytes(range(256)) * 4, "arquet|pyarrow"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "HDF5|h5py"),
         (b"PK\x03\x04" + bytes(100), "zip or Excel file"),
+        (b"ARROW1" + bytes(100), "Feather file"),
+        (b'{"id": 1}', "is JSON"),
         (b"SIMPLE  =                    T", "cannot be read as|without a table"),
-        (b"<html><body>504</body></html>", "is an HTML page"),
+        (b"<html><body>504</body></html>", "is an HTML or XML page"),
         (b'<?xml version="1.0"?><VOTABLE><RESOURCE>', "cannot be read as votable"),
         (b"# %ECSV 1.0\n# ---\nid", "cannot be read as ascii.ecsv"),
         (b"\x1f\x8b\x08\x00damaged", "gzip"),
@@ -161,9 +196,57 @@ def test_the_key_of_the_message_works(
     assert "60 rows, 60 usable" in capsys.readouterr().out
 
 
-def test_a_choice_of_fits_tables(tmp_path: Path) -> None:
-    from astropy.io import fits
+@pytest.mark.parametrize(
+    ("names", "texts"),
+    [
+        (["00012", "1e5", "587722952767439450"], ["00012", "1e5", "587722952767439450"]),
+        (np.array([1, 2, 3], ">i8"), ["1", "2", "3"]),
+        (np.array([b"a ", b"b", b"c"]), ["a", "b", "c"]),
+        (MaskedColumn([1, 2, 3], mask=[False, True, False]), ["1", "", "3"]),
+        (np.array([True, False, True]), ["True", "False", "True"]),
+        (np.array([2**63 + 5, 1, 2], np.uint64), [str(2**63 + 5), "1", "2"]),
+        (np.array([0.1, np.nan, 2], ">f4"), ["0.1", "", "2.0"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["fits", "votable", "ascii.ecsv", "hdf5"])
+def test_cells_are_exact(tmp_path: Path, kind: str, names: Any, texts: list[str]) -> None:
+    if kind == "hdf5":
+        pytest.importorskip("h5py", reason="h5py is an extra")
+    if kind == "votable" and getattr(names, "dtype", None) == np.uint64:
+        pytest.skip("a VOTable has no unsigned integers of 64 bits")
+    keys = {"path": "sky", "serialize_meta": True} if kind == "hdf5" else {}
+    table = Table({"id": names, "class": ["A", "B", "C"]})
+    table.write(tmp_path / "table", format=kind, **keys)
+    assert read_table(tmp_path / "table")["id"].tolist() == texts
 
+
+def test_parquet_of_categories_and_missing_integers(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is an extra")
+    columns = {"id": pd.array([1, None, 3], "Int64"), "class": pd.Categorical(["A", None, "A"])}
+    pd.DataFrame(columns).to_parquet(tmp_path / "table")
+    table = read_table(tmp_path / "table")
+    assert table["id"].tolist() == ["1", "", "3"]
+    assert table["class"].tolist() == ["A", "", "A"]
+
+
+def test_hdf5_that_pandas_pickled_is_refused(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="h5py is an extra")
+    with h5py.File(tmp_path / "table", "w") as file:
+        file.create_group("sky").attrs["pandas_type"] = "frame"
+    with pytest.raises(InputError, match="pickled by pandas; save it as Parquet"):
+        read_table(tmp_path / "table")
+
+
+def test_a_votable_of_several_tables(tmp_path: Path) -> None:
+    both = from_table(Table({"x": [1]}))
+    both.resources.append(from_table(Table({"id": ["a"], "class": ["A"]})).resources[0])
+    writeto(both, str(tmp_path / "table"))
+    with pytest.raises(InputError, match=r"data\.table=0"):
+        read_table(tmp_path / "table")
+    assert read_table(tmp_path / "table", TableOptions(table=1))["id"].tolist() == ["a"]
+
+
+def test_a_choice_of_fits_tables(tmp_path: Path) -> None:
     first, second = (Table({"id": [n], "class": ["A"]}) for n in (1, 2))
     path = tmp_path / "two.fits"
     units = [fits.BinTableHDU(table, name=name) for name, table in (("SKY", first), ("X", second))]
@@ -348,18 +431,98 @@ def test_the_ceiling_of_a_deep_field_is_no_fact(tiny: Tiny) -> None:
     assert "choose a smaller radius" in text
 
 
-def test_a_search_with_names_of_columns_and_a_test_share(tiny: Tiny, tmp_path: Path) -> None:
-    """The test rows are written with the names used here, and read with the same options."""
+SOURCES = {
+    "semicolons": lambda text, path: path.write_text(text.replace(",", ";").replace(".", ",")),
+    "cp1252": lambda text, path: path.write_bytes(
+        text.replace("QSO", "Qu\u00e4sar").encode("cp1252")
+    ),
+    "fits": lambda text, path: as_astropy(text).write(path, format="fits", overwrite=True),
+    "ecsv": lambda text, path: as_astropy(text).write(path, format="ascii.ecsv", overwrite=True),
+}
+
+
+def as_astropy(text: str) -> Table:
+    return Table.read(text.splitlines(), format="ascii.csv", converters={"objid": [str]})
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_test_share_of_any_table(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    """The test rows are written in one form, and evaluated, whatever the first table was."""
     text = tiny.csv_path.read_text().replace("id,ra,dec,class", "objid,RA2,DEC2,kind")
-    tiny.csv_path.write_text(text.replace(",", ";"))
+    tiny.write(text.replace(",,", ",x,").splitlines())
+    SOURCES[kind](tiny.csv_path.read_text(), tiny.csv_path)
     run = tmp_path / "run"
     keys = ["data.columns={id:objid,ra:RA2,dec:DEC2,class:kind}", "data.test_share=0.3"]
-    quick = ["search.max_layers=1", "search.k_candidates=[4]", "search.epochs_per_eval=1"]
-    assert (
-        main(["search", *tiny.words(), *keys, *quick, f"run.dir={run}", "search.final.epochs=1"])
-        == 0
+    keys += [f"data.encoding={kind}"] if kind == "cp1252" else []
+    keys += ["data.separator=;"] if kind == "semicolons" else []
+    assert main(["search", *tiny.words(), *keys, *SHORT, f"run.dir={run}"]) == 0
+    first = json.loads((run / "evaluation.json").read_text())
+    assert (first["num_rows"], first["num_overlapping"]) == (18, 0)
+    assert main(["evaluate", f"run.dir={run}"]) == 0
+    again = json.loads((run / "evaluation.json").read_text())
+    assert again["per_class"] == first["per_class"]
+
+
+def test_every_image_file_is_read_for_its_content_once(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    digest = ImagePaths.digest
+    monkeypatch.setattr(
+        ImagePaths, "digest", lambda self, row: read.append(row) or digest(self, row)
     )
-    assert json.loads((run / "evaluation.json").read_text())["num_rows"] == 18
+    Space_Galaxi(*tiny, max_resident_bytes=0, cache_dir=tmp_path)
+    assert sorted(read) == list(range(60))
+
+
+def test_test_rows_that_overlap_by_radius_and_column(tiny: Tiny) -> None:
+    for row in range(60):
+        tiny.change(row, "ra", f"{row / 3600:.6f}")
+        tiny.change(row, "dec", "1")
+        tiny.change(row, "subclass", f"night {row // 20}")
+    near = read_catalogue(*tiny, ReadOptions(table=TableOptions(group_radius=1.5)))
+    halves = near.select(np.arange(0, 60, 2)), near.select(np.arange(1, 60, 2))
+    assert overlaps_training([halves[0]], halves[1]).all()
+    options = replace(near.options, table=TableOptions(group_radius=0.5))
+    assert not overlaps_training([replace(halves[0], options=options)], halves[1]).any()
+    nights = TableOptions(group_radius=0, group_column="subclass")
+    catalogue = read_catalogue(*tiny, ReadOptions(table=nights))
+    first, other = catalogue.select(np.arange(25)), catalogue.select(np.arange(30, 60))
+    assert overlaps_training([first], other).tolist() == 10 * [True] + 20 * [False]
+
+
+def write_votes(tiny: Tiny) -> list[str]:
+    """Fractions of three classes beside the class."""
+    header, *rows = tiny.lines()
+    fractions = ["0.7,0.2,0.1", "0.3,0.6,0.1", "0.2,0.2,0.6"]
+    lines = [f"{row},{fractions[n % 3]}" for n, row in enumerate(rows)]
+    tiny.write([f"{header},p,q,r", *lines])
+    return ["data.class_columns=[p,q,r]", "data.soft_labels=true"]
+
+
+def test_soft_labels_of_bad_rows(tiny: Tiny) -> None:
+    write_votes(tiny)
+    for row, (column, value) in enumerate([("p", "-1"), ("q", ""), ("r", "nan"), ("p", "x")]):
+        tiny.change(row, column, value)
+    for column in "pqr":
+        tiny.change(4, column, "0")
+    tiny.change(5, "p", "1.2")
+    votes = TableOptions(class_columns=list("pqr"), soft_labels=True)
+    result = audit(tiny, class_columns=list("pqr"), soft_labels=True)
+    assert result.num_usable == 55
+    messages = " ".join(result.faults["labels and ids"])
+    assert "the fraction p is missing, no number, or negative" in messages
+    assert "all its fractions are 0" in messages
+    catalogue = read_catalogue(*tiny, ReadOptions(table=votes, on_bad_row="skip"))
+    assert catalogue.targets is not None
+    assert np.allclose(catalogue.targets.sum(axis=1), 1)
+    assert (catalogue.targets.argmax(axis=1) == catalogue.labels).all()
+    assert "the fractions of 1 rows of 55 are divided by their sum" in " ".join(catalogue.notes)
+    few = TableOptions(class_columns=list("pqr"), soft_labels=True, min_count=19)
+    few_classes = read_catalogue(*tiny, ReadOptions(table=few, on_bad_row="skip"))
+    assert few_classes.classes == ("p", "q") or len(few_classes.classes) < 3
+    assert few_classes.targets is not None
+    assert np.allclose(few_classes.targets.sum(axis=1), 1)
 
 
 def test_an_evaluation_says_how_new_rows_differ(

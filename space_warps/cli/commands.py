@@ -209,7 +209,7 @@ def evaluate_on(
         out=config.out,
         existing=existing,
         fractions=config.evaluate.fractions,
-        options=read_options(config.data, progress=sys.stderr.isatty()),
+        options=read_options(config.data, csv_path),
         device=config.compute.device,
     )
 
@@ -314,7 +314,7 @@ def run_audit(
     config: Config,  # Keys of all commands
 ) -> None:
     "Check a catalogue, print its problems, and write a report."
-    options = read_options(config.data, progress=sys.stderr.isatty())
+    options = read_options(config.data)
     paths = catalogue_paths(config.data)
     result = audit_catalogue(*paths, options)
     target = Path(config.out or f"results/{time.strftime('%Y-%m-%d_%H%M%S')}")

@@ -39,7 +39,7 @@ class DataConfig:
     "Catalogue, and how to read and split it."
 
     csv_path: str | None = None  # Table with id, class, ra, dec; None: the simulated sample
-    img_dir_path: str | None = None  # Folder with {id}.jpg, .png, .fits; or zip, NPY, HDF5
+    img_dir_path: str | None = None  # Folder or zip with {id}.fits, .png, ...; NPY or HDF5 stack
     features: list[str] = field(default_factory=lambda: ["z", "z_err"])  # Feature columns; []: none
     missing_flags: bool = True  # Add an input per feature that tells if it is missing
     image_size: int | None = None  # Side to resize images to, in pixels; None: unchanged
@@ -63,6 +63,8 @@ class DataConfig:
     missing_values: Any = None  # Words and numbers for missing; None: the usual ones
     class_columns: list[str] = field(default_factory=list)  # Columns of vote fractions
     class_threshold: float | None = None  # Fraction that makes a class; None: the largest
+    soft_labels: bool = False  # Train on the vote fractions themselves
+    class_sampling: str = "none"  # Training rows: none, or balanced: every class equally often
     min_count: int = 1  # Classes with fewer rows are left out
     ra_unit: str = "degree"  # Unit of ra: degree or hour
     group_radius: float = 2.0  # Positions this close are one object, in arcsec

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from .config import Config, DataConfig
 from ..core import InputError, sha256_file, write_atomic
-from ..data.catalogue import Catalogue, ReadOptions
+from ..data.catalogue import Catalogue, ReadOptions, written_options
 from ..data.dataset import Batch, Space_Galaxi
 from ..data.image_arrays import ImageOptions
 from ..data.loaders import Split, split_loaders
@@ -53,21 +53,28 @@ def _check_file(path: str | Path) -> Path:
 
 def read_options(
     data: DataConfig,  # Keys of the catalogue
-    progress: bool = False,  # Show progress bars
+    csv_path: Path | None = None,  # The catalogue; the test rows that a run wrote need few keys
 ) -> ReadOptions:
     "Options to read a catalogue with."
-    return ReadOptions(
+    options = ReadOptions(
         features=data.features,
         image_size=data.image_size,
         on_bad_row=data.on_bad_row,  # type: ignore[arg-type]  # checked where it is used
         max_resident_bytes=data.max_resident_bytes,
         cache_dir=data.cache_dir,
-        progress=progress,
+        progress=sys.stderr.isatty(),
         images=_image_options(data),
         table=TableOptions(
             **{item.name: getattr(data, item.name) for item in fields(TableOptions)}
         ),
     )
+    if csv_path is None or csv_path.name != _TEST_ROWS:
+        return options
+    is_of_run = csv_path.with_name("config.yaml").is_file()
+    return written_options(options) if is_of_run else options
+
+
+_TEST_ROWS = "test.csv"  # In a run folder
 
 
 def _image_options(data: DataConfig) -> ImageOptions:
@@ -98,13 +105,19 @@ def with_image_keys_of(
 # %% ../../nbs/10_cli/03_datasets.ipynb #8301a010
 def read_split(
     config: Config,  # Options to read and split the rows
-    csv_path: str,  # CSV with id, ra, dec, class and the features
-    img_dir_path: str,  # Folder with {id}.jpg, .png or .fits
+    csv_path: str,  # Table with id, class, and the features; ra and dec if known
+    img_dir_path: str,  # Folder, zip or stack with the images
 ) -> tuple[Loaders, Catalogue]:  # Loaders, and the test rows of `data.test_share`
     "Read a catalogue once and split it by object into training, validation and test rows."
     data = config.data
-    split = Split(data.fraction, data.train_ratio, data.test_share, data.batch_size)
-    options = read_options(data, progress=sys.stderr.isatty())
+    split = Split(
+        data.fraction,
+        data.train_ratio,
+        data.test_share,
+        data.batch_size,
+        class_sampling=data.class_sampling,
+    )
+    options = read_options(data)
     dataset = Space_Galaxi.read(csv_path, img_dir_path, options, seed=config.search.seed)
     augment = config.augment
     if data.symmetries != "auto":
@@ -116,8 +129,8 @@ def read_split(
 
 def read_loaders(
     config: Config,  # Options to read and split the rows
-    csv_path: str,  # CSV with id, ra, dec, class and the features
-    img_dir_path: str,  # Folder with {id}.jpg, .png or .fits
+    csv_path: str,  # Table with id, class, and the features; ra and dec if known
+    img_dir_path: str,  # Folder, zip or stack with the images
 ) -> Loaders:
     "Training and validation loader of a search."
     return read_split(config, csv_path, img_dir_path)[0]
@@ -139,7 +152,7 @@ def test_catalogue_paths(
     if data.test_csv is not None:
         return _check_file(data.test_csv), data.test_img_dir_path or paths[1]
     if data.test_share:
-        return folder / "test.csv", paths[1]
+        return folder / _TEST_ROWS, paths[1]
     sample_test = Path(paths[0]).with_name("test.csv")
     if data.csv_path is None and sample_test.is_file():
         return sample_test, paths[1]
@@ -178,7 +191,7 @@ def read_test_rows(
     img_dir_path: str,  # Folder with their images
 ) -> Space_Galaxi:
     "Read test rows for a model; raises `InputError` if classes, features or images do not fit."
-    return read_labelled(architecture, csv_path, img_dir_path, read_options(data))
+    return read_labelled(architecture, csv_path, img_dir_path, read_options(data, csv_path))
 
 # %% ../../nbs/10_cli/03_datasets.ipynb #5b9c9bad
 def test_share_writer(
@@ -186,11 +199,11 @@ def test_share_writer(
     folder: Path,  # Run folder
 ) -> Observer:
     "Observer that writes test.csv when the run starts."
-    text = test_rows.table.to_csv(index=False)
+    text = test_rows.to_csv()
 
     def write(event: Event) -> None:
         if isinstance(event, SearchStarted):
-            write_atomic(folder / "test.csv", text)
+            write_atomic(folder / _TEST_ROWS, text)
 
     return write
 

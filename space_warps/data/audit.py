@@ -104,7 +104,7 @@ def _count_by_class(classes: Sequence[str], labels: npt.NDArray[np.int64]) -> di
 # %% ../../nbs/01_data/13_audit.ipynb #5b57b186
 def audit_catalogue(
     csv_path: str | Path,  # Table with id, class, and the features; ra and dec if known
-    img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
+    img_dir_path: str | Path,  # Folder, zip or stack with the images
     options: ReadOptions = DEFAULT_READ_OPTIONS,  # How to read them; every bad row is listed
     *,
     print_result: bool = True,  # Print the result as a page of text

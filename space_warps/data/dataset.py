@@ -10,7 +10,7 @@ __all__ = ['Transform', 'Batch', 'BatchTransform', 'apply_transform', 'Space_Gal
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from ..core import seeded
 from .catalogue import Catalogue, ReadOptions, read_catalogue
-from .image_arrays import DEFAULT_IMAGE_OPTIONS, ImageOptions, ImageScaling
+from .image_arrays import ImageScaling
 from space_warps.data.image_store import (
     ImageStore,
     MemmapImages,
@@ -31,7 +31,7 @@ from space_warps.data.image_store import (
     measure_limits,
     read_images,
 )
-from .tables import DEFAULT_TABLE_OPTIONS, OnBadRow, TableOptions, raise_or_skip
+from .tables import raise_or_skip
 
 # %% ../../nbs/01_data/06_dataset.ipynb #06037193
 class BatchTransform(Protocol):
@@ -74,49 +74,35 @@ def apply_transform(
     return torch.stack(changed)
 
 # %% ../../nbs/01_data/06_dataset.ipynb #4289ba3e
+# images float32 [batch, channels, height, width]; labels int64 [batch], or soft labels float32
+# [batch, classes], which sum to 1; features float32 [batch, features]
 Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 class Space_Galaxi(Dataset[Batch]):
-    "A catalogue of cutouts as a PyTorch dataset of (image, label, features)."
+    "A catalogue of cutouts as a PyTorch dataset of (image, label or soft label, features)."
 
     def __init__(
         self,
-        csv_path: str | Path,  # CSV with id, ra, dec (degrees), class and the features
-        img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
+        csv_path: str | Path,  # Table with id, class, and the features; ra and dec if known
+        img_dir_path: str | Path,  # Folder, zip or stack with the images
         transform: Transform | None = None,  # Applied to images in [0, 1]
         *,
-        features: Sequence[str] = ("z", "z_err"),  # Feature columns, any number, also none
-        classes: Sequence[str] | None = None,  # Fixed order of classes; None takes the file's
-        image_size: int | None = None,  # Side in pixels to resize to; None keeps the images' shape
-        on_bad_row: OnBadRow = "error",  # Refuse a catalogue with a bad row, or skip the row
-        max_resident_bytes: int = 2**30,  # Larger image data is memory-mapped
-        cache_dir: str | Path | None = None,  # Folder of mapped data; None is the user's cache
         seed: int = 42,  # Seed of random transforms
-        progress: bool = False,  # Show progress bars
-        images: ImageOptions = DEFAULT_IMAGE_OPTIONS,  # Bands, HDU, stretch, crop, pixel scale
-        table: TableOptions = DEFAULT_TABLE_OPTIONS,  # Columns, missing values, classes, objects
+        **options: Any,  # Fields of `ReadOptions`, such as features=["z"]
     ) -> None:
-        options = ReadOptions(
-            features,
-            classes,
-            image_size,
-            on_bad_row,
-            max_resident_bytes,
-            cache_dir,
-            progress,
-            images,
-            table,
-        )
-        catalogue = read_catalogue(csv_path, img_dir_path, options)
-        loaded = read_images(catalogue.paths, options)
-        skipped = raise_or_skip(loaded.bad, catalogue.table, csv_path, on_bad_row)
+        reading = ReadOptions(**options)
+        catalogue = read_catalogue(csv_path, img_dir_path, reading)
+        loaded = read_images(catalogue.paths, reading, catalogue.digests.tolist())
+        skipped = raise_or_skip(loaded.bad, catalogue.table, csv_path, reading.on_bad_row)
         good = np.setdiff1d(np.arange(len(catalogue)), list(loaded.bad))
         self.image_store = ImageStore(loaded.pixels)
         self._measured = ImageScaling(
-            images.bands, pixel_scale=loaded.pixel_scale, brightness=images.brightness
+            reading.images.bands,
+            pixel_scale=loaded.pixel_scale,
+            brightness=reading.images.brightness,
         )
-        self._scaling = images.scaling
+        self._scaling = reading.images.scaling
         self.transform = transform
         self.seed = seed
         self.epoch = 0
@@ -125,8 +111,8 @@ class Space_Galaxi(Dataset[Batch]):
     @classmethod
     def read(
         cls,
-        csv_path: str | Path,  # CSV with id, ra, dec (degrees), class and the features
-        img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
+        csv_path: str | Path,  # Table with id, class, and the features; ra and dec if known
+        img_dir_path: str | Path,  # Folder, zip or stack with the images
         options: ReadOptions,  # How to read them
         *,
         seed: int = 42,  # Seed of random transforms
@@ -137,6 +123,8 @@ class Space_Galaxi(Dataset[Batch]):
     def _set_rows(self, catalogue: Catalogue, rows: npt.NDArray[Any]) -> None:
         self.catalogue = catalogue
         self.rows = torch.from_numpy(rows)  # row of each sample in `pixels`
+        soft = catalogue.targets
+        self.targets = None if soft is None else torch.from_numpy(soft)  # float32 [rows, classes]
         self.labels = torch.from_numpy(catalogue.labels)
         self.features = torch.from_numpy(catalogue.features.astype(np.float32))
 
@@ -146,9 +134,7 @@ class Space_Galaxi(Dataset[Batch]):
     def __getitem__(
         self,
         index: int,  # Index of the sample
-    ) -> (
-        Batch
-    ):  # image float32 [channels, height, width], label int64 [], features float32 [features]
+    ) -> Batch:  # image, label and features, each as in a batch, without its first axis
         images, labels, features = self.batch(torch.tensor([range(len(self))[index]]))
         return images[0], labels[0], features[0]
 
@@ -159,14 +145,15 @@ class Space_Galaxi(Dataset[Batch]):
         self,
         indices: Tensor,  # int64 [batch] indices of the samples
         device: str | torch.device = "cpu",  # Device of the batch
-    ) -> Batch:  # images float32 [batch, channels, height, width], labels [batch], features [batch, features]
+    ) -> Batch:
         "Gather many samples and transform them on `device`."
         rows = self.rows[indices]
         images = self.scaling.apply(self.image_store.gather(rows, device))
         images = apply_transform(
             self.transform, images, seed=self.seed, epoch=self.epoch, rows=rows
         )
-        labels, features = self.labels[indices], self.features[indices]
+        labels = (self.labels if self.targets is None else self.targets)[indices]
+        features = self.features[indices]
         return images, labels.to(device, non_blocking=True), features.to(device, non_blocking=True)
 
     def subset(
@@ -184,7 +171,8 @@ class Space_Galaxi(Dataset[Batch]):
         "Hash the samples in order: ids, pixels, labels and features."
         digest = hashlib.sha256(repr((self.image_shape, self.classes)).encode())
         digest.update("\n".join(self.catalogue.table["id"]).encode())
-        digest.update(self.labels.numpy().tobytes() + self.features.numpy().tobytes())
+        for values in (self.labels, self.features, self.targets):
+            digest.update(b"" if values is None else values.numpy().tobytes())
         for chunk in iter_chunks(self.pixels, self.rows):
             digest.update(chunk.tobytes())
         return digest.hexdigest()

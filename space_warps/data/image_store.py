@@ -14,7 +14,7 @@ import mmap
 import os
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,13 +206,14 @@ class LoadedImages:
 def read_images(
     source: ImageSource,  # [rows]
     options: ReadOptions = DEFAULT_READ_OPTIONS,  # Size of the images, and where they are stored
+    digests: Sequence[str] | None = None,  # [rows] of the contents; None: computed where needed
 ) -> LoadedImages:
     "Decode all images to one shape and type."
     kind = _likely_kind(source, options)
     while True:  # again if the guess was wrong
         size = (len(source), *kind.shape)
         if math.prod(size) * np.dtype(kind.dtype).itemsize > options.max_resident_bytes:
-            pixels, common, bad, scale = _load_mapped(source, kind, options)
+            pixels, common, bad, scale = _load_mapped(source, kind, options, digests)
         else:
             array = np.zeros(size, dtype=kind.dtype)
             pixels = torch.from_numpy(array)
@@ -249,12 +250,12 @@ def _likely_kind(source: ImageSource, options: ReadOptions) -> ImageKind:
 
 # %% ../../nbs/01_data/05_image_store.ipynb #b0e88eee
 def _load_mapped(
-    source: ImageSource, kind: ImageKind, options: ReadOptions
+    source: ImageSource, kind: ImageKind, options: ReadOptions, digests: Sequence[str] | None
 ) -> tuple[MemmapImages | Tensor, ImageKind, dict[int, str], float | None]:
     "Map the images, decoded first if there is no file; empty if another kind is common."
     size = (len(source), *kind.shape)
     folder = cache_folder("images", options.cache_dir)
-    data = folder / f"{_fingerprint(source, kind, options)}.{kind.dtype}"
+    data = folder / f"{_fingerprint(source, kind, options, digests)}.{kind.dtype}"
     sidecar = data.with_suffix(".json")
     stored = _read_sidecar(sidecar, data, kind)
     if stored is None:
@@ -324,10 +325,14 @@ def _allocate(path: Path, num_bytes: int) -> None:
             file.truncate(num_bytes)
 
 
-def _fingerprint(source: ImageSource, kind: ImageKind, options: ReadOptions) -> str:
+def _fingerprint(
+    source: ImageSource, kind: ImageKind, options: ReadOptions, digests: Sequence[str] | None
+) -> str:
     "Hash of the content of all images, and of how they are read."
     digest = hashlib.sha256(repr((kind, options.image_size, options.images, _VERSION)).encode())
-    for row, content in enumerate(digest_images(source, options.progress)):
+    if digests is None:
+        digests = digest_images(source, options.progress)
+    for row, content in enumerate(digests):
         digest.update(f"{source.name(row)}\0{content}\0".encode())
     return digest.hexdigest()[:32]
 

@@ -8,7 +8,7 @@ __all__ = ['EpochSampler', 'set_epoch', 'Split', 'create_train_val_dataloaders',
 
 # %% ../../nbs/01_data/09_loaders.ipynb #d8c0e936
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from ..core import InputError, derive_seed, generator_at
 from .augment import Augment
-from .catalogue import ReadOptions
 from .dataset import Batch, Space_Galaxi, Transform
-from .image_arrays import DEFAULT_IMAGE_OPTIONS, ImageOptions
 from .split import check_share, split_rows
 from .symmetry import find_symmetries
-from .tables import DEFAULT_TABLE_OPTIONS, OnBadRow, TableOptions
 
 # %% ../../nbs/01_data/09_loaders.ipynb #69692ed6
 class EpochSampler(Sampler[int]):
@@ -35,9 +33,12 @@ class EpochSampler(Sampler[int]):
         self,
         num_samples: int,  # How many samples there are
         seed: int,  # Seed of the order
+        labels: Tensor
+        | None = None,  # [samples] classes to draw equally often; None: each sample once
     ) -> None:
         self.num_samples = num_samples
         self.seed = seed
+        self.weights = None if labels is None else 1 / torch.bincount(labels)[labels]
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -45,7 +46,10 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = generator_at(self.seed, self.epoch)
-        return iter(torch.randperm(self.num_samples, generator=generator).tolist())
+        if self.weights is None:
+            return iter(torch.randperm(self.num_samples, generator=generator).tolist())
+        drawn = self.weights.multinomial(self.num_samples, replacement=True, generator=generator)
+        return iter(drawn.tolist())
 
 
 def set_epoch(
@@ -70,6 +74,7 @@ class Split:
     batch_size: int = 32  # Training rows in a batch
     val_batch_size: int = 256  # Validation rows in a batch; affects speed only
     num_workers: int = 0  # Processes that prepare batches when you iterate the loaders yourself
+    class_sampling: str = "none"  # "balanced" draws as many training rows of every class
 
     def __post_init__(self) -> None:
         check_share("fraction", self.fraction)
@@ -77,11 +82,13 @@ class Split:
         smallest = min(self.batch_size, self.val_batch_size)
         if smallest < 2:
             raise InputError(f"batches have at least 2 rows; got {smallest}")
+        if self.class_sampling not in ("none", "balanced"):
+            raise InputError(f"class_sampling is none or balanced; got {self.class_sampling!r}")
 
 # %% ../../nbs/01_data/09_loaders.ipynb #c6dd9b29
 def create_train_val_dataloaders(
-    csv_path: str | Path,  # CSV with id, ra, dec (degrees), class and the features
-    img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
+    csv_path: str | Path,  # Table with id, class, and the features; ra and dec if known
+    img_dir_path: str | Path,  # Folder, zip or stack with the images
     train_transform: Transform | None = None,  # Augmentation of the training images
     val_transform: Transform | None = None,  # Transform of the validation images
     fraction: float = 1.0,  # Share of the objects to use, in (0, 1]
@@ -92,30 +99,13 @@ def create_train_val_dataloaders(
     *,
     test_share: float = 0.0,  # Share of the objects held out for a test; see `hold_out`
     val_batch_size: int = 256,  # Validation rows in a batch; affects speed only
-    features: Sequence[str] = ("z", "z_err"),  # Feature columns, any number, also none
-    classes: Sequence[str] | None = None,  # Fixed order of classes; None takes the file's
-    image_size: int | None = None,  # Side in pixels to resize to; None keeps the images' shape
-    on_bad_row: OnBadRow = "error",  # Refuse a catalogue with a bad row, or skip the row
-    max_resident_bytes: int = 2**30,  # Larger image data is memory-mapped
-    cache_dir: str | Path | None = None,  # Folder of mapped data; None is the user's cache
-    progress: bool = False,  # Show progress bars
-    images: ImageOptions = DEFAULT_IMAGE_OPTIONS,  # Bands, HDU, stretch, crop, pixel scale
-    table: TableOptions = DEFAULT_TABLE_OPTIONS,  # Columns, missing values, classes, objects
+    class_sampling: str = "none",  # "balanced" draws as many training rows of every class
+    **options: Any,  # Fields of `ReadOptions`, such as features=["z"]
 ) -> tuple[DataLoader[Batch], DataLoader[Batch]]:  # Training and validation
     "Read a catalogue and split it by object into two reproducible loaders."
-    options = ReadOptions(
-        features,
-        classes,
-        image_size,
-        on_bad_row,
-        max_resident_bytes,
-        cache_dir,
-        progress,
-        images,
-        table,
-    )
-    split = Split(fraction, train_ratio, test_share, batch_size, val_batch_size, num_workers)
-    dataset = Space_Galaxi.read(csv_path, img_dir_path, options, seed=seed)
+    sizes = batch_size, val_batch_size, num_workers
+    split = Split(fraction, train_ratio, test_share, *sizes, class_sampling)
+    dataset = Space_Galaxi(csv_path, img_dir_path, seed=seed, **options)
     return split_loaders(dataset, split, train_transform, val_transform)
 
 # %% ../../nbs/01_data/09_loaders.ipynb #81948dc5
@@ -146,10 +136,11 @@ def split_loaders(
     if isinstance(train_transform, Augment) and train_transform.symmetries == "auto":
         train.transform = replace(train_transform, symmetries=symmetries_of(train))
     val = dataset.subset(val_rows, val_transform).with_scaling(scaling)
+    balanced = train.labels if split.class_sampling == "balanced" else None
     train_loader = DataLoader(
         train,
         batch_size,
-        sampler=EpochSampler(len(train), derive_seed(seed, 2)),
+        sampler=EpochSampler(len(train), derive_seed(seed, 2), balanced),
         num_workers=num_workers,
         drop_last=len(train) % batch_size == 1,  # BatchNorm cannot normalize a single row
     )

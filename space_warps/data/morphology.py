@@ -6,15 +6,18 @@
 __all__ = ['Cube', 'BANDS', 'SURVEYS', 'MORPHOLOGIES', 'Survey', 'Galaxy', 'draw_galaxy', 'draw_morphology', 'encode_cutout']
 
 # %% ../../nbs/01_data/10a_morphology.ipynb #a8895f74
+from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from astropy.io import fits
 from astropy.visualization import make_lupton_rgb
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+
+from .fits_images import encode_fits
 
 # %% ../../nbs/01_data/10a_morphology.ipynb #35a818fc
 Cube = npt.NDArray[np.float64]
@@ -30,20 +33,6 @@ class Survey(NamedTuple):
 
 
 SURVEYS = {"deep": Survey(0.2, 0.7, 0.02), "wide": Survey(0.4, 1.3, 0.04)}
-
-MORPHOLOGIES = (
-    "elliptical",
-    "lenticular",
-    "spiral clockwise",
-    "spiral anticlockwise",
-    "barred",
-    "edge-on",
-    "ring",
-    "merger",
-    "lens arc",
-    "irregular",
-    "artefact",
-)
 
 # %% ../../nbs/01_data/10a_morphology.ipynb #1a248ecd
 _OLD = np.array([0.45, 0.8, 1.0])[:, None, None]
@@ -72,7 +61,7 @@ def _sersic(distance: Cube, index: float) -> Cube:
     return np.asarray(light / light.sum())
 
 # %% ../../nbs/01_data/10a_morphology.ipynb #34323c38
-def _spiral(x: Cube, y: Cube, disk: _Disk, handedness: int, rng: np.random.Generator) -> Cube:
+def _spiral(x: Cube, y: Cube, disk: _Disk, rng: np.random.Generator, *, handedness: int) -> Cube:
     "Bulge, disk and two arms; a handedness of 1 is clockwise on a plot with y upwards."
     along, across = _plane(x, y, disk)
     distance = np.hypot(along, across)
@@ -102,7 +91,8 @@ def _barred(x: Cube, y: Cube, disk: _Disk, rng: np.random.Generator) -> Cube:
     handedness = int(rng.choice([-1, 1]))
     along, across = _plane(x, y, disk)
     bar = np.exp(-((along / 0.75) ** 4) - (across / 0.13) ** 2)
-    return np.asarray(0.6 * _spiral(x, y, disk, handedness, rng) + 0.4 * _OLD * bar / bar.sum())
+    arms = _spiral(x, y, disk, rng, handedness=handedness)
+    return np.asarray(0.6 * arms + 0.4 * _OLD * bar / bar.sum())
 
 
 def _edge_on(x: Cube, y: Cube, disk: _Disk, rng: np.random.Generator) -> Cube:
@@ -171,9 +161,8 @@ def _artefact(size: int, rng: np.random.Generator) -> Cube:
     if kind == 0:  # a satellite passes during one exposure, in one band
         light[rng.integers(len(BANDS))] = np.exp(-((across / 1.5) ** 2))
     elif kind == 1:
-        spikes = np.exp(-np.abs(x) / 0.8 - np.abs(y) / 30) + np.exp(
-            -np.abs(y) / 0.8 - np.abs(x) / 30
-        )
+        left, up = np.abs(x), np.abs(y)
+        spikes = np.exp(-left / 0.8 - up / 30) + np.exp(-up / 0.8 - left / 30)
         light[:] = np.minimum(20 / (1 + np.hypot(x, y) ** 2 / 9) + spikes, 1)
     else:
         for band, column, row in rng.integers(0, [len(BANDS), size, size], (40, 3)):
@@ -181,6 +170,21 @@ def _artefact(size: int, rng: np.random.Generator) -> Cube:
     return light
 
 # %% ../../nbs/01_data/10a_morphology.ipynb #7eda5b5e
+_SHAPES: dict[str, Callable[[Cube, Cube, _Disk, np.random.Generator], Cube]] = {
+    "elliptical": partial(_smooth, has_disk=False),
+    "lenticular": partial(_smooth, has_disk=True),
+    "spiral clockwise": partial(_spiral, handedness=1),
+    "spiral anticlockwise": partial(_spiral, handedness=-1),
+    "barred": _barred,
+    "edge-on": _edge_on,
+    "ring": _ring,
+    "merger": _merger,
+    "lens arc": _lens,
+    "irregular": _irregular,
+}
+MORPHOLOGIES = (*_SHAPES, "artefact")
+
+
 class Galaxy(NamedTuple):
     "An object of the morphology sky."
 
@@ -197,19 +201,6 @@ def draw_galaxy(
     name = class_name or str(rng.choice(MORPHOLOGIES))
     return Galaxy(name, 3.0 * rng.lognormal(0, 0.25), 0.15 * rng.lognormal(0, 0.6))
 
-
-def _light(source: Galaxy, x: Cube, y: Cube, rng: np.random.Generator) -> Cube:
-    "Light of an object in each band, of no particular unit."
-    disk = _Disk(source.radius, rng.uniform(0.55, 1), rng.uniform(0, np.pi))
-    name = source.class_name
-    if name.startswith("spiral"):
-        return _spiral(x, y, disk, 1 if name == "spiral clockwise" else -1, rng)
-    if name in ("elliptical", "lenticular"):
-        return _smooth(x, y, disk, rng, has_disk=name == "lenticular")
-    shapes = {"barred": _barred, "edge-on": _edge_on, "ring": _ring}
-    shapes |= {"merger": _merger, "lens arc": _lens, "irregular": _irregular}
-    return shapes[name](x, y, disk, rng)
-
 # %% ../../nbs/01_data/10a_morphology.ipynb #bf81bf0f
 def draw_morphology(
     source: Galaxy,  # Object in the centre
@@ -225,7 +216,8 @@ def draw_morphology(
     if source.class_name == "artefact":
         image = 30 * peak * _artefact(size, rng)
     else:
-        light = _light(source, x, y, rng)
+        disk = _Disk(source.radius, rng.uniform(0.55, 1), rng.uniform(0, np.pi))
+        light = _SHAPES[source.class_name](x, y, disk, rng)
         total = 2 * peak * np.pi * (source.radius / survey.pixel_scale) ** 2
         image = total * light / light.sum(axis=(1, 2)).mean()
     image = gaussian_filter(image + _neighbours(x, y, peak, rng), (0, blur, blur))
@@ -241,9 +233,8 @@ def _neighbours(x: Cube, y: Cube, peak: float, rng: np.random.Generator) -> Cube
         angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1) * x.max()
         far = np.hypot(x - distance * np.cos(angle), y - distance * np.sin(angle))
         colour = _OLD if rng.random() < 0.5 else _BLUE
-        light += (
-            300 * peak * rng.exponential(0.3) * colour * _sersic(far / rng.uniform(0.15, 0.6), 1)
-        )
+        brightness = 300 * peak * rng.exponential(0.3)
+        light += brightness * colour * _sersic(far / rng.uniform(0.15, 0.6), 1)
     return light
 
 # %% ../../nbs/01_data/10a_morphology.ipynb #4560b229
@@ -261,16 +252,8 @@ def encode_cutout(
     position: tuple[float, float] = (0.0, 0.0),  # ra, dec of the centre, degrees
 ) -> bytes:
     "Encode a cutout as the content of a file."
-    buffer = BytesIO()
     if image_format == "png":
+        buffer = BytesIO()
         Image.fromarray(_colour_image(cube, survey)[::-1]).save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
-    header = fits.Header({"BUNIT": "nanomaggy", "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"})
-    for axis, (angle, step) in enumerate(zip(position, (-1, 1), strict=True), start=1):
-        header[f"CRPIX{axis}"] = (cube.shape[-1] + 1) / 2
-        header[f"CRVAL{axis}"], header[f"CUNIT{axis}"] = angle, "deg"
-        header[f"CDELT{axis}"] = step * survey.pixel_scale / 3600
-    for number, band in enumerate(BANDS, start=1):
-        header[f"BAND{number}"] = band
-    fits.PrimaryHDU(cube.astype(np.float32), header).writeto(buffer)
-    return buffer.getvalue()
+    return encode_fits(cube, BANDS, position, survey.pixel_scale, {"BUNIT": "nanomaggy"})

@@ -63,9 +63,7 @@ class _PSF(NamedTuple):
     angle: float  # Angle of the long axis, radians
 
 
-def _draw_psf(
-    rng: np.random.Generator,  # Source of random numbers
-) -> _PSF:
+def _draw_psf(rng: np.random.Generator) -> _PSF:
     "Draw the PSF of one image."
     return _PSF(
         fwhm=4.2 + 0.3 * float(np.clip(rng.standard_normal(), -3, 3)),
@@ -75,71 +73,48 @@ def _draw_psf(
     )
 
 # %% ../../nbs/01_data/10_sky.ipynb #1880f1ef
-def _pixel_grid(
-    size: int,  # Height and width, pixels
-    x0: float,  # Origin, pixels to the right of the centre
-    y0: float,  # Origin, pixels below the centre
-    oversample: int = 1,  # Points per pixel and axis
-) -> tuple[Pixels, Pixels]:  # x and y, each (size * oversample, size * oversample)
-    "Coordinates of pixel centres, relative to `(x0, y0)`."
+def _pixel_grid(size: int, x0: float, y0: float, oversample: int = 1) -> tuple[Pixels, Pixels]:
+    "Coordinates in pixels, relative to `(x0, y0)`, which is right of and below the centre."
     axis = (np.arange(size * oversample) + 0.5) / oversample - size / 2
     x, y = np.meshgrid(axis - x0, axis - y0)
     return x, y
 
 
-def _point_source(
-    x: Pixels,  # Pixels to the right of the star
-    y: Pixels,  # Pixels below the star
-    psf: _PSF,  # Point spread function
-) -> Pixels:
+def _point_source(x: Pixels, y: Pixels, psf: _PSF) -> Pixels:
     "Draw a star at the origin of `x` and `y`, with a peak of 1."
     from astropy.modeling.models import Moffat2D  # importing takes a second
 
     cos, sin = np.cos(psf.angle), np.sin(psf.angle)
     gamma = psf.fwhm / 2 / np.sqrt(2 ** (1 / psf.beta) - 1)
     moffat = Moffat2D(gamma=gamma, alpha=psf.beta)
-    light: Pixels = moffat(
-        (cos * x + sin * y) / psf.elongation, (cos * y - sin * x) * psf.elongation
-    )
-    return light
+    along, across = cos * x + sin * y, cos * y - sin * x
+    return np.asarray(moffat(along / psf.elongation, across * psf.elongation))
 
 # %% ../../nbs/01_data/10_sky.ipynb #eeb78352
 def _spiral_arms(
-    x: Pixels,  # Pixels to the right of the centre
-    y: Pixels,  # Pixels below the centre
-    radius: float,  # Half-light radius of the disk, pixels
-    axis_ratio: float,  # Axis ratio of the inclined disk
-    angle: float,  # Angle of its long axis, radians
-    rng: np.random.Generator,  # Source of random numbers
-) -> Pixels:  # Factor on the light of the disk
-    "Draw two arms, weak in the centre."
+    x: Pixels, y: Pixels, radius: float, axis_ratio: float, angle: float, rng: np.random.Generator
+) -> Pixels:
+    "Two arms, weak in the centre, as a factor on the light of an inclined disk."
     cos, sin = np.cos(angle), np.sin(angle)
     along, across = cos * x + sin * y, (cos * y - sin * x) / axis_ratio
     distance = np.hypot(along, across) / radius + 1e-3
     winding = rng.choice([-1, 1]) / np.tan(np.radians(rng.uniform(12, 30)))
     phase = np.arctan2(across, along) - winding * np.log(distance) + rng.uniform(0, np.pi)
-    arms: Pixels = 1 + rng.uniform(0.3, 0.8) * np.minimum(distance, 1) * np.cos(2 * phase)
-    return arms
+    return np.asarray(1 + rng.uniform(0.3, 0.8) * np.minimum(distance, 1) * np.cos(2 * phase))
 
 # %% ../../nbs/01_data/10_sky.ipynb #a3440f03
 def _galaxy(
-    size: int,  # Height and width, pixels
-    x0: float,  # Its centre, pixels to the right of the image centre
-    y0: float,  # Its centre, pixels below the image centre
-    psf: _PSF,  # Point spread function
-    radius: float,  # Half-light radius of the disk, pixels
-    rng: np.random.Generator,  # Source of random numbers
-) -> Pixels:  # (size, size)
-    "Draw a galaxy with a peak of 1 after the blur."
+    size: int, x0: float, y0: float, psf: _PSF, radius: float, rng: np.random.Generator
+) -> Pixels:
+    "Draw a galaxy of a half-light radius in pixels, with a peak of 1 after the blur."
     from astropy.modeling.models import Sersic2D  # importing takes a second
     from scipy.signal import fftconvolve
 
     padded = size + 16  # light from beyond the edge is blurred into the image
     x, y = _pixel_grid(padded, x0, y0, oversample=2)
     thickness, angle = 0.15, rng.uniform(0, np.pi)
-    ratio = np.sqrt(
-        thickness**2 + (1 - thickness**2) * rng.uniform() ** 2
-    )  # at a random inclination
+    inclination = rng.uniform()  # cosine
+    ratio = np.sqrt(thickness**2 + (1 - thickness**2) * inclination**2)
     disk = Sersic2D(1, radius, 1, ellip=1 - ratio, theta=angle)(x, y)
     if radius > 8:
         disk *= _spiral_arms(x, y, radius, ratio, angle, rng)
@@ -149,20 +124,14 @@ def _galaxy(
     light = bulge_share * bulge / bulge.sum() + (1 - bulge_share) * disk / disk.sum()
     light = light.reshape(padded, 2, padded, 2).sum(axis=(1, 3))
     light = fftconvolve(light, _point_source(*_pixel_grid(41, 0, 0), psf), mode="same")[8:-8, 8:-8]
-    blurred: Pixels = np.maximum(light, 0) / light.max()  # the Fourier transform leaves -1e-18
-    return blurred
+    return np.asarray(np.maximum(light, 0) / light.max())  # the Fourier transform leaves -1e-18
 
 # %% ../../nbs/01_data/10_sky.ipynb #fcf044d7
 _SATURATION = 1500.0  # Maximum of a pixel, in units of the sky noise
 
 
-def _add_neighbours(
-    image: Pixels,  # (size, size), in units of the sky noise
-    slope: float,  # Slope of the cumulative counts
-    psf: _PSF,  # Point spread function
-    rng: np.random.Generator,  # Source of random numbers
-) -> Pixels:  # A new image
-    "Add stars and galaxies at random positions."
+def _add_neighbours(image: Pixels, slope: float, psf: _PSF, rng: np.random.Generator) -> Pixels:
+    "Add stars and galaxies at random positions; their cumulative counts have this slope."
     size = len(image)
     for _ in range(rng.poisson(1.5 * (size / 75) ** 2)):
         x0, y0 = rng.uniform(-0.5, 0.5, 2) * (size - 1)
@@ -175,16 +144,12 @@ def _add_neighbours(
     return np.minimum(image, _SATURATION)
 
 # %% ../../nbs/01_data/10_sky.ipynb #bfb8dc9a
-def _sky_noise(
-    size: int,  # Height and width, pixels
-    rng: np.random.Generator,  # Source of random numbers
-) -> Pixels:  # (size, size)
+def _sky_noise(size: int, rng: np.random.Generator) -> Pixels:
     "Draw correlated noise with a standard deviation of about 1."
     kernel = np.array([[0, 0.1, 0], [0.1, 1, 0.1], [0, 0.1, 0]]) / np.sqrt(1.04)
     noise = convolve(rng.standard_normal((size, size)), kernel, mode="wrap")
-    slow = gaussian_filter(
-        rng.standard_normal((2, size, size)), (0, size / 9, size / 9), mode="wrap"
-    )
+    white = rng.standard_normal((2, size, size))
+    slow = gaussian_filter(white, (0, size / 9, size / 9), mode="wrap")
     background, depth = slow / slow.std(axis=(1, 2), keepdims=True)
     noise = noise * (1 + 0.06 * depth)
     if rng.random() < 0.06:
@@ -192,8 +157,7 @@ def _sky_noise(
         angle, edge = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.4) * size
         missing = np.cos(angle) * x + np.sin(angle) * y > edge
         noise = np.where(missing, rng.uniform(1.2, 1.7) * noise, noise)
-    uneven: Pixels = noise + 0.12 * rng.lognormal(0, 0.3) * background
-    return uneven
+    return np.asarray(noise + 0.12 * rng.lognormal(0, 0.3) * background)
 
 # %% ../../nbs/01_data/10_sky.ipynb #9e19b936
 class SkyObject(NamedTuple):

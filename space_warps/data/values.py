@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['parse_numbers', 'find_placeholders', 'find_sentinels', 'sentinel_pairs', 'companions', 'read_features',
-           'sorted_classes', 'find_bad_labels', 'check_classes', 'label_votes', 'read_positions']
+           'sorted_classes', 'find_bad_labels', 'check_classes', 'read_votes', 'label_votes', 'find_bad_votes',
+           'soft_targets', 'read_positions']
 
 # %% ../../nbs/01_data/02_values.ipynb #f0a10003
 import re
@@ -218,7 +219,7 @@ def find_bad_labels(
             )
         elif label == "":
             bad[row] = "class is empty"
-        elif label.lower() in words:
+        elif label.lower() in words or not label.strip("-="):  # "-----" rules off a header
             bad[row] = f"class is {label!r}, a word for a missing label"
         elif classes is not None and label not in classes:
             bad[row] = f"class {label!r} is not one of {', '.join(classes)}"
@@ -236,8 +237,8 @@ def check_classes(
     if len(fractional) > max(_MAX_NUMBERS, len(counts) // 2):
         raise InputError(
             f"{path}: class has {len(counts)} different numbers, such as {fractional[0]}, which are "
-            "no classes; vote fractions become classes with 'data.class_columns=[NAME,NAME]' and "
-            "data.class_threshold=0.8, for instance"
+            "no classes; vote fractions become classes with 'data.class_columns=[NAME,NAME]', and "
+            "data.class_threshold=0.8, for instance, or data.soft_labels=true"
         )
     if len(counts) > max(100, min(_MAX_CLASSES, len(labels) // 4)):
         raise InputError(
@@ -257,27 +258,63 @@ def check_classes(
     ]
 
 # %% ../../nbs/01_data/02_values.ipynb #f0a10010
-def label_votes(
+def read_votes(
     table: pd.DataFrame,  # With the columns of fractions
     options: TableOptions,  # With `class_columns`
+) -> pd.DataFrame:  # float64 [rows, classes]; NaN where there is no fraction of at least 0
+    "Read vote fractions by class; a single column is completed with `not NAME`."
+    names = list(options.class_columns)
+    votes = pd.DataFrame({name: _to_floats(table[name].tolist()) for name in names}, table.index)
+    if len(names) == 1:
+        votes[f"not {names[0]}"] = 1 - votes[names[0]]
+    return votes.where((votes >= 0) & np.isfinite(votes))
+
+
+def label_votes(
+    votes: pd.DataFrame,  # [rows, classes] as `read_votes` gives it
+    options: TableOptions,  # With `class_threshold`
     notes: list[str],  # The number of undecided rows is reported here
 ) -> npt.NDArray[np.object_]:  # [rows] class; empty where no class reaches the threshold
-    "Turn vote fractions into classes."
-    names, threshold = list(options.class_columns), options.class_threshold
-    votes = np.stack([_to_floats(table[name].tolist()) for name in names], axis=1)
-    votes[~np.isfinite(votes)] = -np.inf
-    if len(names) == 1:
-        threshold = 0.5 if threshold is None else max(threshold, 0.5)
-        votes = np.concatenate([votes, np.where(votes < 0, votes, 1 - votes)], axis=1)
-        names = [names[0], f"not {names[0]}"]
-    labels: npt.NDArray[np.object_] = np.array(names, object)[votes.argmax(axis=1)]
-    is_undecided = votes.max(axis=1) < (threshold or 0)
-    labels[is_undecided] = ""
+    "Turn vote fractions into classes: the largest fraction wins."
+    threshold = max(options.class_threshold or 0, 0.5 if len(options.class_columns) == 1 else 0)
+    largest = votes.max(axis=1).to_numpy()
+    labels: npt.NDArray[np.object_] = np.array(list(votes), object)[
+        votes.fillna(-1).to_numpy().argmax(axis=1)
+    ]
+    labels[~((largest >= threshold) & (largest > 0))] = ""
     notes.append(
-        f"classes are the largest of {', '.join(names)}; {is_undecided.sum()} rows of {len(labels)} "
-        f"reach no fraction of {threshold or 0:g} (data.class_threshold) and are left out"
+        f"classes are the largest of {', '.join(map(str, votes))}; {(labels == '').sum()} rows of "
+        f"{len(labels)} reach no fraction of {threshold:g} (data.class_threshold)"
     )
     return labels
+
+
+def find_bad_votes(
+    votes: pd.DataFrame,  # [rows, classes] as `read_votes` gives it
+) -> dict[int, str]:  # Bad row -> what is wrong with it
+    "Find rows whose fractions are no distribution over the classes."
+    bad = dict.fromkeys(np.flatnonzero(votes.sum(axis=1) == 0).tolist(), "all its fractions are 0")
+    for row, column in np.argwhere(votes.isna().to_numpy()).tolist():
+        bad[row] = f"the fraction {votes.columns[column]} is missing, no number, or negative"
+    return bad
+
+
+def soft_targets(
+    votes: pd.DataFrame,  # [rows, classes] without a bad row
+    classes: Sequence[str],  # Classes in the order of their indices
+    notes: list[str],  # The number of rows that had another sum than 1 is reported here
+) -> npt.NDArray[np.float32]:  # [rows, classes]; each row sums to 1
+    "Target distributions of the training, one per row."
+    targets = votes.reindex(columns=list(classes), fill_value=0.0).to_numpy()
+    sums = targets.sum(axis=1, keepdims=True)
+    if num := int((np.abs(sums - 1) > _MAX_SUM_ERROR).sum()):
+        notes.append(
+            f"the fractions of {num} rows of {len(votes)} are divided by their sum, to be 1"
+        )
+    return np.asarray(targets / sums, dtype=np.float32)
+
+
+_MAX_SUM_ERROR = 0.01  # Of fractions that were rounded when written
 
 # %% ../../nbs/01_data/02_values.ipynb #f0a10014
 def read_positions(
@@ -292,25 +329,34 @@ def read_positions(
             "no columns ra and dec: rows show the same object only if their files are equal"
         )
         return np.full(len(table), np.nan), np.full(len(table), np.nan)
-    texts = [table[name].tolist() for name in ("ra", "dec")]
-    if sum(map(_is_sexagesimal, texts[0])) > len(table) / 2:
+    ra_cells, dec_cells = table["ra"].tolist(), table["dec"].tolist()
+    if sum(map(_is_sexagesimal, ra_cells)) > len(table) / 2:
         notes.append("ra and dec are sexagesimal: ra is read in hours, dec in degrees")
-        texts[0] = [_to_degrees(cell, units.hourangle) for cell in texts[0]]
-        texts[1] = [_to_degrees(cell, units.deg) for cell in texts[1]]
-    elif ra_unit == "hour":
-        texts[0] = [
-            str(15 * value) if np.isfinite(value := _to_float(cell)) else cell for cell in texts[0]
-        ]
-    ra = parse_numbers(texts[0], "ra", bad, 0, 360)
-    dec = parse_numbers(texts[1], "dec", bad, -90, 90)
+        ra_cells = [_to_degrees(cell, units.hourangle) for cell in ra_cells]
+        dec_cells = [_to_degrees(cell, units.deg) for cell in dec_cells]
+        ra_unit = "degree"
+    turn = 24 if ra_unit == "hour" else 360
+    numbers = _to_floats(ra_cells)
+    west, east = np.fmin.reduce(numbers, initial=np.inf), np.fmax.reduce(numbers, initial=-np.inf)
+    is_signed = -turn / 2 <= west < 0 and east <= turn / 2
+    lowest = -turn / 2 if is_signed else 0
+    ra = parse_numbers(ra_cells, "ra", bad, lowest, turn) * (360 / turn) % 360
+    dec = parse_numbers(dec_cells, "dec", bad, -90, 90)
+    if is_signed:
+        notes.append(f"ra from {-turn // 2} to {turn // 2} is read as 0 to {turn}")
+    pairs = zip(ra_cells, dec_cells, strict=True)
+    is_empty = np.array([{a.lower(), b.lower()} <= _MISSING_WORDS for a, b in pairs], dtype=bool)
+    for row in np.flatnonzero(is_empty).tolist():
+        del bad[row]
     is_placeholder = (ra == 0) & (dec == 0)
-    if num := int(is_placeholder.sum()):
-        notes.append(f"{num} rows are at ra, dec = 0, 0, which is taken as no position")
+    if num := int((is_placeholder | is_empty).sum()):
+        notes.append(f"{num} rows are empty or at ra, dec = 0, 0, which is taken as no position")
         ra[is_placeholder] = dec[is_placeholder] = np.nan
-    known = ra[np.isfinite(ra)]
-    if ra_unit == "degree" and len(known) >= 20 and known.max() <= 24 and np.ptp(known) > 18:
+    placed = ra[np.isfinite(ra)]
+    if turn == 360 and len(placed) >= 20 and placed.max() <= 24 and np.ptp(placed) > 18:
         notes.append(
-            f"all ra are from {known.min():.3f} to {known.max():.3f}, as if in hours; if so, set data.ra_unit=hour"
+            f"all ra are from {placed.min():.3f} to {placed.max():.3f}, as if in hours; if so, set "
+            "data.ra_unit=hour"
         )
     return ra, dec
 

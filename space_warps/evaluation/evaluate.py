@@ -23,10 +23,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..core import InputError, choose_device, sha256_file, write_json
-from ..data.catalogue import DEFAULT_READ_OPTIONS, Catalogue, ReadOptions
+from ..data.catalogue import DEFAULT_READ_OPTIONS, Catalogue, ReadOptions, group_together
 from ..data.dataset import Space_Galaxi
-from ..data.groups import count_votes, group_objects, image_ceiling
-from ..data.image_sources import digest_images
+from ..data.groups import count_votes, image_ceiling
 from ..data.shift import describe_shift
 from space_warps.evaluation.metrics import (
     Predictions,
@@ -127,12 +126,8 @@ def overlaps_training(
     tested: Catalogue,  # Test rows
 ) -> npt.NDArray[np.bool_]:  # [rows of `tested`]
     "Which test rows show an object that is also in the training or validation rows."
-    every = (*existing, tested)
-    ra, dec = (np.concatenate([getattr(item, name) for item in every]) for name in ("ra", "dec"))
-    contents = [digest for item in every for digest in digest_images(item.paths)]
-    groups = group_objects(ra, dec, contents)
-    start = len(groups) - len(tested)
-    return np.isin(groups[start:], groups[:start])
+    *before, groups = group_together([*existing, tested])
+    return np.isin(groups, np.concatenate(before))
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #5f3d7620
 def _log_test_access(

@@ -16,9 +16,8 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler
 
 from ..core import InputError, choose_device, choose_precision, seeded
+from ..data.catalogue import group_together
 from ..data.dataset import Batch, Space_Galaxi, measure_input_statistics
-from ..data.groups import group_objects
-from ..data.image_sources import digest_images
 from ..data.loaders import ValidationRows, first_rows, symmetries_of, validation_rows
 from ..models.blocks import BlockSpec
 from ..models.model import Architecture, ProgressiveModel
@@ -80,12 +79,7 @@ def _check_disjoint(train: Space_Galaxi, val: Space_Galaxi) -> None:
     "Raise `InputError` if an object is among the training and the validation rows."
     groups = [data.catalogue.groups for data in (train, val)]
     if train.image_store is not val.image_store:  # read separately: number the objects of both
-        every = [train.catalogue, val.catalogue]
-        ra, dec = (
-            np.concatenate([getattr(item, name) for item in every]) for name in ("ra", "dec")
-        )
-        contents = [digest for item in every for digest in digest_images(item.paths)]
-        groups = np.split(group_objects(ra, dec, contents), [len(train)])
+        groups = group_together([train.catalogue, val.catalogue])
     if num_shared := int(np.isin(groups[1], groups[0]).sum()):
         raise InputError(
             f"{num_shared} of {len(val)} validation rows show objects of the training rows; split "
