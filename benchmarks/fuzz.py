@@ -27,18 +27,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import yaml
+from astropy.io import fits
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from faults import prepare
+from faults import Bench, prepare
 
+from space_warps.cli.config import read_config, read_run_config, to_yaml
 from space_warps.core import InputError, canonical_json
 from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.evaluation.evaluate import (
+    describe_evaluation,
+    evaluate_run,
+    stored_evaluation,
+)
 from space_warps.models.saved_model import load_model
+from space_warps.reports.test_plots import check_evaluation
 from space_warps.runs.folder import RunFolder, check_finished, record_backtrack
 from space_warps.runs.journal import event_lines, read_events
 from space_warps.runs.state import read_run_state
 from space_warps.runs.tree import RunTree, describe_tree
+from space_warps.safety import SafeFolder
 from space_warps.search.records import Backtrack
 
 SECONDS, BYTES = 10, 2 * 2**30
@@ -56,6 +68,7 @@ ODD: list[Any] = [
     ),
     *("<script>", "a" * 10_000, [[[[]]]] * 9, {"a": {"b": []}}, list(range(500))),
 ]
+LIKELY = ("events.jsonl", "annotations.csv", "model.json", "config.yaml", "evaluation.json")
 NUMBER = re.compile(rb"-?\d+(\.\d+)?")
 
 
@@ -172,6 +185,8 @@ def mutate_file(rng: random.Random, path: Path, canary: Path, run: Path) -> None
         path.write_bytes(event_lines(events))
     elif path.name == "model.json" and kind < 0.9:
         write_model_json(path, mutate_json(rng, json.loads(path.read_text())))
+    elif path.name == "config.yaml" and kind < 0.8:
+        path.write_text(yaml.safe_dump(mutate_json(rng, yaml.safe_load(path.read_text()))))
     elif path.suffix == ".json" and kind < 0.8:
         path.write_text(json.dumps(mutate_json(rng, json.loads(path.read_text()))))
     elif path.suffix == ".csv" and kind < 0.8:
@@ -215,6 +230,13 @@ def resume_run(run: Path, environment: dict[str, Any]) -> None:
         folder.close()
 
 
+def read_texts(run: Path, environment: dict[str, Any]) -> None:
+    """Read the settings and the evaluation of a run."""
+    read_run_config(run)
+    if (evaluation := stored_evaluation(run)) is not None:
+        describe_evaluation(check_evaluation(evaluation, run))
+
+
 def open_catalogue(sky: Path, environment: dict[str, Any]) -> None:
     """Read a catalogue and its images."""
     create_train_val_dataloaders(
@@ -226,6 +248,7 @@ ACTIONS: dict[str, list[Callable[[Path, dict[str, Any]], Any]]] = {
     "run": [
         open_run,
         resume_run,
+        read_texts,
         lambda run, environment: check_finished(run),
         lambda run, environment: record_backtrack(run, Backtrack(0)),
     ],
@@ -248,12 +271,12 @@ def try_case(root: Path, number: int, seed: int, environment: dict[str, Any]) ->
     """Mutate one target and open it; return its kind and what happened."""
     rng = random.Random(f"{seed}/{number}")
     kind = rng.choice(["run", "run", "run", "model", "model", "catalogue"])
-    name = "sky" if kind == "catalogue" else "whole"
+    name = rng.choice(["sky", "fits"]) if kind == "catalogue" else "whole"
     copy = root / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(root / name, copy)
     paths = [p for p in files_of(copy) if kind != "model" or p.name.startswith("model.")]
-    likely = [p for p in paths if p.name in ("events.jsonl", "annotations.csv", "model.json")]
+    likely = [p for p in paths if p.name in LIKELY]
     with contextlib.suppress(InputError, ValueError, OSError, RecursionError):  # spoiled already
         for _ in range(rng.randint(1, 3)):
             mutate_file(rng, rng.choice([*paths, *likely * 4]), root / "canary", copy)
@@ -278,12 +301,13 @@ def run_slice(root: Path, numbers: range, seed: int, environment: dict[str, Any]
         raise TimeoutError(f"longer than {SECONDS} s")
 
     signal.signal(signal.SIGALRM, too_long)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + BYTES
+    size, pages = (int(text) for text in Path("/proc/self/statm").read_text().split()[:2])
+    limit = size * resource.getpagesize() + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with (root / "results.jsonl").open("a", buffering=1) as file:
         for number in numbers:
             file.write(json.dumps({"begun": number}) + "\n")
+            started = time.monotonic()
             try:
                 kind, outcome = try_case(root, number, seed, environment)
                 detail = ""
@@ -293,19 +317,39 @@ def run_slice(root: Path, numbers: range, seed: int, environment: dict[str, Any]
                 detail = (
                     f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
                 )
-            file.write(json.dumps({"case": number, "kind": kind, outcome: detail}) + "\n")
+            usage = {"s": time.monotonic() - started, "pages": peak_pages() - pages}
+            line = {"case": number, "kind": kind, "outcome": outcome, "detail": detail, **usage}
+            file.write(json.dumps(line) + "\n")
+
+
+def peak_pages() -> int:
+    """Largest resident memory of this process so far, in pages."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // resource.getpagesize()
+
+
+def complete(bench: Bench) -> None:
+    """Add settings and an evaluation to the run, and a catalogue with FITS images."""
+    sky, copy = bench.folder / "sky", bench.folder / "fits"
+    SafeFolder(bench.whole).write("config.yaml", to_yaml(read_config([])))
+    evaluate_run(bench.whole, sky / "annotations.csv", sky / "images", device="cpu")
+    shutil.copytree(sky, copy)
+    for path in sorted((copy / "images").iterdir()):
+        fits.PrimaryHDU(np.asarray(Image.open(path))).writeto(path.with_suffix(".fits"))
+        path.unlink()
 
 
 def fuzz(root: Path, count: int, seed: int = 0, begin: int = 0) -> dict[str, Any]:
     """Run `count` cases in forked processes; counts and the faults that were found."""
     torch.set_num_threads(1)
     bench = prepare(root)
+    complete(bench)
     (root / "canary").mkdir()
     (root / "canary/keep").write_text("two years of work")
     before, started = canary_of(root / "canary"), time.monotonic()
     environment = read_run_state(bench.whole).environment
     counts: Counter[str] = Counter()
     faults: list[str] = []
+    worst = {"s": 0.0, "pages": 0}  # Time and additional memory of a case
     number = begin
     while number < begin + count:
         (root / "results.jsonl").unlink(missing_ok=True)
@@ -317,11 +361,12 @@ def fuzz(root: Path, count: int, seed: int = 0, begin: int = 0) -> dict[str, Any
         _wait(child, root / "results.jsonl")
         lines = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
         for line in (line for line in lines if "case" in line):
-            outcome = next(key for key in line if key not in ("case", "kind"))
+            outcome = line["outcome"]
             counts[outcome] += 1
             counts[f"{line['kind'] or 'any'} {outcome}"] += 1
+            worst = {name: max(worst[name], line[name]) for name in worst}
             if outcome not in ("worked", "refused"):
-                faults.append(f"case {line['case']}: {line[outcome]}")
+                faults.append(f"case {line['case']}: {line['detail']}")
         done = [line["case"] for line in lines if "case" in line]
         number = max([number - 1, *done]) + 1
         if number < begin + count:  # the process was killed within a case
@@ -330,8 +375,14 @@ def fuzz(root: Path, count: int, seed: int = 0, begin: int = 0) -> dict[str, Any
             number += 1
     if canary_of(root / "canary") != before:
         faults.append("the folder beside the run has changed")
-    seconds = round(time.monotonic() - started, 1)
-    return {"cases": count, "seconds": seconds, "counts": dict(counts), "faults": faults}
+    return {
+        "cases": count,
+        "seconds": round(time.monotonic() - started, 1),
+        "worst_s": round(worst["s"], 2),
+        "worst_mib": worst["pages"] * resource.getpagesize() // 2**20,
+        "counts": dict(counts),
+        "faults": faults,
+    }
 
 
 def _wait(child: int, results: Path) -> None:
@@ -359,6 +410,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         result = fuzz(Path(root), args.count, args.seed, args.begin)
     print(f"{result['cases']} cases in {result['seconds']} s: {result['counts']}")
+    print(f"at most {result['worst_s']} s and {result['worst_mib']} MiB for a case")
     print("\n".join(result["faults"][:40]) or "no traceback, no write outside, no hang")
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

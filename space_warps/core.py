@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OMIT_IF_DEFAULT', 'NOT_WRITTEN', 'Record', 'InputError', 'derive_seed', 'generator_at', 'seeded', 'deterministic',
            'choose_device', 'choose_precision', 'autocast', 'write_atomic', 'canonical_json', 'write_json',
-           'sha256_file', 'json_key', 'to_json', 'from_json', 'coerce_numbers', 'check_format', 'cache_folder']
+           'sha256_file', 'json_key', 'check_limits', 'to_json', 'from_json', 'coerce_numbers', 'check_format',
+           'cache_folder']
 
 # %% ../nbs/00_core.ipynb #502440f4
 import hashlib
@@ -232,6 +233,36 @@ _converter.register_structure_hook_factory(
     ),
 )
 
+# %% ../nbs/00_core.ipynb #f3991387
+_LIMITS = {  # Largest number of a field, and most items of a list
+    **dict.fromkeys(("k", "k_candidates", "projector_width"), 4096),
+    **dict.fromkeys(("kernel_size", "kernel_sizes", "stem_kernel"), 1023),
+    **dict.fromkeys(("blocks", "layers", "max_layers", "beam", "beam_width", "seeds"), 1000),
+    **dict.fromkeys(("workers", "pool_sigmas", "families", "features"), 1024),
+    **dict.fromkeys(("candidates", "results", "earlier_results", "tests", "max_steps"), 10_000),
+    **dict.fromkeys(("classes", "feature_names", "index", "step", "to_step", "node"), 100_000),
+    **dict.fromkeys(("image_shape", "image_size", "crop_size", "downsample"), 2**14),
+    **dict.fromkeys(("epochs", "epoch", "epochs_per_eval", "rungs", "resnet_epochs"), 10**6),
+    **dict.fromkeys(("num_train", "num_val", "batch_size", "num_trainings"), 10**9),
+}
+
+
+def check_limits(
+    values: Any,  # JSON values, perhaps of somebody else
+    name: str = "",  # Field that holds them, or its path
+) -> None:
+    "Raise `InputError` for a number or a list beyond what any search needs."
+    limit = _LIMITS.get(name.rpartition(".")[2], 2**64)
+    size = len(values) if isinstance(values, list | tuple) else values
+    if isinstance(size, int | float) and abs(size) > limit:
+        raise InputError(f"{name} is at most {limit:,}; got {size:,}")
+    if isinstance(values, list | tuple):
+        for item in values:
+            check_limits(item, name)
+    elif isinstance(values, dict):
+        for key, item in values.items():
+            check_limits(item, str(key))
+
 # %% ../nbs/00_core.ipynb #a1294f4b
 Record = TypeVar("Record")
 
@@ -252,6 +283,7 @@ def from_json(
     record_type: type[Record],  # The dataclass to build
 ) -> Record:
     "Build a record from the values of `to_json`; raise `InputError` if they do not fit."
+    check_limits(values)
     try:
         return _converter.structure(values, record_type)
     except BaseValidationError as error:

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -12,17 +13,23 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as widgets
 import pytest
 from conftest import ROOT, Tiny, grow, write_tiny
 
 from space_warps.cli.main import main
-from space_warps.core import InputError
+from space_warps.core import _LIMITS, InputError
+from space_warps.dashboard.controller import RunController
+from space_warps.dashboard.figures import FigureSet
+from space_warps.dashboard.layout import Layout
+from space_warps.dashboard.presenter import show_bars, show_choices, show_status
 from space_warps.evaluation.evaluate import stored_evaluation
 from space_warps.models.saved_model import load_model
 from space_warps.runs.folder import RunFolder, check_finished, record_backtrack
 from space_warps.runs.journal import event_lines, read_events
 from space_warps.runs.resume import RunResumeState
 from space_warps.runs.state import RunState, read_run_state, resumable_history
+from space_warps.runs.trackers import open_tracker
 from space_warps.runs.tree import RunTree, describe_tree
 from space_warps.search.events import SearchStarted
 from space_warps.search.records import Backtrack
@@ -378,6 +385,137 @@ def rebuilt(earlier: list[dict[str, Any]], event: dict[str, Any]) -> RunState:
         for node in state.nodes:
             assert node.history.final_result is None or node.history.final_result.candidate.name
     return state
+
+
+@pytest.mark.parametrize("name", sorted(_LIMITS))
+def test_no_number_of_a_record_asks_for_more_than_any_search(handed: Handed, name: str) -> None:
+    """Wherever a limited field stands in the events, the model or the settings."""
+    events = read_events(handed.base)
+    for position, event in enumerate(events):
+        path = next((path for path in names_of(event) if path and path[-1] == name), None)
+        if path is not None:
+            value = event
+            for key in path:
+                value = value[key]
+            number = _LIMITS[name] + 1
+            if isinstance(value, list):
+                many = [number] if value and isinstance(value[0], int) else value[:1] * number
+                number = many if len(many) < 10**5 else []
+            fake = with_value(event, path, number)
+            with pytest.raises(InputError, match=f"{name}|is of type"):
+                rebuilt(events[:position], fake)
+            break
+
+
+def test_nothing_of_a_handed_run_is_imported_or_tracked(
+    handed: Handed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Modules on the path, named by the settings, the events and the model of a handed run."""
+    run = handed.copy()
+    (handed.folder / "trap.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(str(handed.folder))
+    text = (run / "config.yaml").read_text()
+    assert "- conv" in text and "track: null" in text
+    trap = text.replace("- conv", "- trap:Block").replace("track: null", "track: wandb")
+    strategy = text.replace("strategy: greedy", "strategy: trap:propose")
+    content = json.dumps(read_events(run))
+    blocks = content.replace('"family": "conv"', '"family": "trap:Block"')
+    for changed_config, changed_events in (
+        (trap, content),
+        (strategy, content),
+        (text, blocks.replace('"families": ["conv"]', '"families": ["trap:Block"]')),
+        (text, content.replace('"strategy": "greedy"', '"strategy": "trap:propose"')),
+    ):
+        (run / "config.yaml").write_text(changed_config)
+        (run / "events.jsonl").write_bytes(event_lines(json.loads(changed_events)))
+        for args in (
+            *(["search", "run.resume=true"], ["evaluate"], ["report"], ["tree"]),
+            *(["replay", "step=1"], ["undo", "step=0"], ["branch", "branch=b", "step=0"]),
+        ):
+            shutil.rmtree(handed.folder / "again", ignore_errors=True)
+            shutil.copytree(run, handed.folder / "again")
+            command(args[0], f"run.dir={handed.folder / 'again'}", *args[1:])
+            assert "trap" not in sys.modules and "wandb" not in sys.modules, args
+    (run / "config.yaml").write_text(text.replace("track: null", "track: wandb"))
+    (run / "events.jsonl").write_bytes(event_lines(read_events(handed.base)))
+    assert main(["search", f"run.dir={run}", "run.resume=true"]) == 0
+    assert "track=wandb of this run is not used; add it to use it" in capsys.readouterr().out
+
+
+HOSTILE = "\x1b]52;c;eA==\x07\x1b[2J\r\u202e<script>alert(1)</script>$\\frac{_^"
+
+
+def hostile_events(events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Events with hostile text wherever they are accepted with it, and their number of places."""
+    state, result, count = RunState(), list[dict[str, Any]](), 0
+    for position, event in enumerate(events):
+        for path in names_of(event):
+            value = event
+            for key in path:
+                value = value[key]
+            changed_event = with_value(event, path, HOSTILE) if isinstance(value, str) else None
+            if changed_event is None or path in (("event",), ("history_sha256",)):
+                continue
+            with suppress(InputError):
+                rebuilt(result, with_hash(state, changed_event))
+                event, count = changed_event, count + 1
+        event = with_hash(state, event)
+        state.add(event)
+        result.append(event)
+        assert position + 1 == len(result)
+    return result, count
+
+
+def with_hash(state: RunState, event: dict[str, Any]) -> dict[str, Any]:
+    """The end of a search with the hash that its history has."""
+    if event["event"] != "search_ended" or state.history is None:
+        return event
+    ended = replace(state.history, stop_reason=event["stop_reason"])
+    return {**event, "history_sha256": ended.sha256}
+
+
+def test_text_of_a_run_acts_on_nothing(
+    handed: Handed, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the terminal, the report and the dashboard."""
+    run = handed.copy()
+    events, count = hostile_events(read_events(run))
+    assert count > 50
+    (run / "events.jsonl").write_bytes(event_lines(events))
+    for args in (
+        *(["tree"], ["report"], ["evaluate"], ["replay", "step=1"], ["search", "run.resume=true"]),
+        *(["branch", "branch=b", "step=0", f"note={HOSTILE}"], ["tree"]),
+        *(["undo", "step=0", f"note={HOSTILE}"], ["search", "run.resume=true"], ["tree"]),
+    ):
+        command_of(*args, f"run.dir={run}")
+        shown = "".join(capfd.readouterr())
+        assert not set("\x1b\x07\r\u202e") & set(shown), (args, shown)
+    assert "<script" not in (run / "report.html").read_text()
+    controller = RunController(handed.folder)
+    controller.open_run(run)
+    page = Layout(controller.config, FigureSet(controller))
+    show_status(page, controller, [HOSTILE], ())
+    show_bars(page, controller.monitor)
+    show_choices(page, controller)
+    texts = [w.value for w in vars(page).values() if isinstance(w, widgets.HTML)]
+    assert any("alert(1)" in text for text in texts)
+    assert not any("<script" in text for text in texts)
+
+
+def command_of(*args: str) -> None:
+    """Run a command that may be refused, in one line."""
+    assert main(args) in (0, 1, 2), args
+
+
+def test_a_tracker_writes_into_its_own_folder(handed: Handed) -> None:
+    run = handed.copy()
+    for link in ("tensorboard", "tensorboard/search", "tensorboard/a/b"):
+        shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        (run / link).parent.mkdir(parents=True, exist_ok=True)
+        (run / link).symlink_to(handed.mine)
+        with pytest.raises(InputError, match="leads to another folder"):
+            open_tracker("tensorboard", run / "tensorboard")
+        (run / link).unlink()
 
 
 # Deaths of the process

@@ -19,6 +19,7 @@ from ..runs.state import read_run_state, resumable_history
 from ..runs.tree import RunTree, describe_tree
 from ..search.records import Backtrack
 from ..search.replay import describe_differences, replay
+from ..search.strategies import load_names
 
 # %% ../../nbs/10_cli/05_history_commands.ipynb #0d62f6f2
 def run_tree(
@@ -75,6 +76,7 @@ def run_branch(
     "Start a branch at an earlier step of a run."
     if config.branch is None:
         raise InputError("branch is missing; give the branch a name")
+    load_names(config.search)  # typed by a person
     backtrack = Backtrack(
         _target_step(config), config.branch, config.node, config.take, overrides, config.note
     )

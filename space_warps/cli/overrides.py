@@ -11,11 +11,14 @@ from typing import Any
 
 from .config import Config, known_keys, path_of, read_run_config, value_of, with_keys
 from ..core import InputError, to_json
+from ..search.strategies import load_names
 
 # %% ../../nbs/10_cli/02_overrides.ipynb #4394f911
 _CHANGEABLE = {
     "data.csv_path",
     "data.img_dir_path",
+    "data.test_csv",
+    "data.test_img_dir_path",
     "data.cache_dir",
     "data.max_resident_bytes",
     "search.device",
@@ -57,7 +60,10 @@ def config_to_resume(
         on_branch = all(key.startswith("search.") for key in different)
         way = "start a branch with it: space-warps branch" if on_branch else "start a new search"
         raise InputError(f"{text}; it cannot change in a resumed search: leave it out, or {way}")
-    unset = {"run.resume": False, "run.accept_changes": False}
+    load_names(given.search)  # typed by a person, unlike those of the run
+    if stored.trackers and "track" not in keys:
+        print(f"note: track={_typed(stored, 'track')} of this run is not used; add it to use it")
+    unset = {"run.resume": False, "run.accept_changes": False, "track": None}
     return with_keys(stored, unset | {key: value_of(given, key) for key in set(keys) - fixed})
 
 

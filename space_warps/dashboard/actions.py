@@ -235,9 +235,9 @@ class Actions:
         def work() -> str:
             if self.controller.monitor.state.history is None:
                 raise InputError("there is nothing to save yet; press 'Step' first")
-            folder = self.controller.require_session().folder / "figures"
-            folder.mkdir(parents=True, exist_ok=True)
-            return f"{save_figures(self.figures, folder)} figures in {folder}, as PNG and SVG"
+            folder = self.controller.require_session().folder
+            count = save_figures(self.figures, folder)
+            return f"{count} figures in {folder}/figures, as PNG and SVG"
 
         def show(message: str) -> None:
             self.layout.message.value = f'<span role="status">{html.escape(message)}</span>'

@@ -22,6 +22,7 @@ from space_warps.cli.datasets import (
     read_options,
     read_split,
     read_test_rows,
+    search_environment,
     test_catalogue_paths,
     test_share_writer,
 )
@@ -39,7 +40,6 @@ from ..evaluation.evaluate import predict, stored_evaluation
 from ..models.saved_model import load_model
 from ..reports.diagrams import path_to
 from ..reports.html import write_report
-from ..runs.environment import describe_environment
 from ..runs.folder import check_finished
 from ..runs.monitor import RunMonitor
 from ..search.config import SearchConfig
@@ -226,9 +226,9 @@ class RunController:
 
     def _runner_factory(self, config: Config, folder: Path) -> RunnerFactory:
         def create() -> tuple[Runner, dict[str, Any]]:
-            (loaders, test_rows), paths = self._read_split(config), catalogue_paths(config.data)
+            loaders, test_rows = self._read_split(config)
             runner = make_runner(config, loaders)
-            environment = describe_environment(paths[0], runner.device, loaders, **runner.compute)
+            environment = search_environment(config, runner, loaders)
             if config.data.test_share and self.session is not None:
                 self.session.observers = [test_share_writer(test_rows, folder)]
             return runner, environment

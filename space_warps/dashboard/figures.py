@@ -15,7 +15,7 @@ from typing import Any
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from ..core import InputError, write_atomic
+from ..core import InputError
 from .controller import RunController
 from .inspection import changed_predictions
 from space_warps.reports.cutouts import (
@@ -32,8 +32,10 @@ from space_warps.reports.plots import (
     plot_learning_curves,
     plot_pareto,
     to_png,
+    to_svg,
 )
 from ..reports.test_plots import plot_confusion, plot_reliability
+from ..safety import SafeFolder
 from ..search.records import CandidateResult, best_result
 
 # %% ../../nbs/11_dashboard/06_figures.ipynb #7d356aa6
@@ -255,10 +257,10 @@ class FigureSet:
 # %% ../../nbs/11_dashboard/06_figures.ipynb #814de83b
 def save_figures(
     figures: FigureSet,  # Figures of a run
-    folder: str | Path,  # An existing folder
+    folder: str | Path,  # Run folder, perhaps of somebody else; they go to its folder `figures`
 ) -> int:  # Number of figures written
     "Write all figures as PNG and SVG; raises `InputError` at the end if some could not be drawn."
-    count, failed = 0, []
+    files, count, failed = SafeFolder(folder), 0, []
     for item in figures.all():
         try:
             figure = item.draw()
@@ -266,9 +268,9 @@ def save_figures(
             failed.append(f"{item.name} ({error})")
             continue
         if figure is not None:
-            write_atomic(Path(folder) / f"{item.name}.png", to_png(figure))
-            figure.savefig(Path(folder) / f"{item.name}.svg", format="svg")
+            files.write(f"figures/{item.name}.png", to_png(figure))
+            files.write(f"figures/{item.name}.svg", to_svg(figure, item.name))
             count += 1
     if failed:
-        raise InputError(f"{count} figures are in {folder}; not drawn: {', '.join(failed)}")
+        raise InputError(f"{count} figures are in {folder}/figures; not drawn: {', '.join(failed)}")
     return count

@@ -70,6 +70,9 @@ class _Evaluation(TypedDict):
     catalogue: str
     num_evaluations: int | None
     num_overlapping: NotRequired[int | None]
+    overlap_unchecked: NotRequired[str]
+    notes: NotRequired[list[str]]
+    shift: NotRequired[list[str]]
     num_rows: int
     num_objects: int
     accuracy: float

@@ -15,13 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from ..core import InputError
 from ..data.loaders import ValidationRows
-from ..models.saved_model import state_dict_to_bytes
+from ..models.saved_model import state_dict_from_bytes, state_dict_to_bytes
 from ..safety import MissingFileError, SafeFolder
 from ..search.events import CandidateEnded, EpochEnded
 from ..search.records import Candidate
@@ -52,10 +50,7 @@ def read_tensors(
     sha256: str,  # Its hash, as recorded in the events
 ) -> dict[str, Tensor]:  # Name -> tensor
     "Read a file of tensors; raises `InputError` if it is missing or was changed."
-    try:
-        return dict(load_tensors(read_checked(folder, name, sha256)))
-    except (SafetensorError, OverflowError) as error:
-        raise InputError(f"{folder / name} holds no tensors ({error}); restore it") from error
+    return state_dict_from_bytes(read_checked(folder, name, sha256), folder / name)
 
 # %% ../../nbs/06_runs/04_artifacts.ipynb #a470b34c
 class LazyStateDict(Mapping[str, Tensor]):

@@ -99,6 +99,7 @@ _CONSEQUENCES = {
     "capture": "a CUDA graph rounds the learning rate",
     "threads": "sums are taken in another order (search.workers divides the threads)",
     "catalogue_sha256": "the catalogue file has changed since the run read it",
+    "test_sha256": "the test catalogue has changed since the run read it",
     "rows_sha256": "rows or images have changed since the run read them",
     "batch_sizes": "batches of another size change every training step",
     "augmentation": "images are augmented differently",
@@ -112,14 +113,16 @@ def environment_changes(
     "List the differences between two environments, with their consequences."
     changes = []
     for name, consequence in _CONSEQUENCES.items():
+        if name == "test_sha256" and name not in current:
+            continue  # the test catalogue is not read
         before, after = recorded.get(name), current.get(name)
         if name == "packages":
-            names = sorted({*(before or {}), *(after or {})})
-            pairs = [(item, (before or {}).get(item), (after or {}).get(item)) for item in names]
+            old, new = (one if isinstance(one, dict) else {} for one in (before, after))
+            pairs = [(item, old.get(item), new.get(item)) for item in sorted({*old, *new})]
         else:
             pairs = [(name, before, after)]
-        for item, old, new in pairs:
-            if old != new:
-                text = "differs" if name.endswith("sha256") else f"was {old} and is {new}"
+        for item, earlier, now in pairs:
+            if earlier != now:
+                text = "differs" if name.endswith("sha256") else f"was {earlier} and is {now}"
                 changes.append(f"{item} {text}: {consequence}")
     return changes

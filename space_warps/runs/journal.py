@@ -21,7 +21,7 @@ from ..safety import MissingFileError, SafeFolder, parse_json
 
 # %% ../../nbs/06_runs/03_journal.ipynb #8289491e
 FORMAT, VERSION = "space_warps events", 1  # In the first line of events.jsonl
-_FILE, _MAX_BYTES = "events.jsonl", 2**28
+_FILE, _MAX_BYTES, _MAX_VALUES = "events.jsonl", 2**28, 10**7
 
 
 def event_line(
@@ -96,8 +96,10 @@ class JournalReader:
         except MissingFileError:
             return []
         path = self.folder.path / _FILE
-        if len(content) > _MAX_BYTES:
-            raise InputError(f"{path} is larger than {_MAX_BYTES:,} bytes; restore the file")
+        if len(content) > _MAX_BYTES or sum(map(content.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+            raise InputError(
+                f"{path} has more than {_MAX_BYTES:,} bytes or {_MAX_VALUES:,} values; restore it"
+            )
         lines = content.split(b"\n")[:-1]  # the last part is empty or a torn line
         has_header = self.num_lines == 0
         events = [self._take(line, path) for line in lines]

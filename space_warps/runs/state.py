@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core import InputError, from_json
+from ..core import InputError, check_limits, from_json
 from ..models.model import Architecture
 from .artifacts import checkpoint_name
 from .journal import read_events
@@ -187,6 +187,7 @@ def _check_types(event: dict[str, Any]) -> None:
         is_wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
         if name in event and is_wrong and not (name == "step" and event["event"] == "step_ended"):
             raise InputError(f"{name} is of type {type(value).__name__}")
+        check_limits(value, name)
 
 
 def _start_search(state: RunState, event: dict[str, Any]) -> None:

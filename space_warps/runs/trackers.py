@@ -230,8 +230,10 @@ def open_tracker(
     "Tracker whose errors are logged; raises `InputError` for an unknown name or missing package."
     if name not in _TRACKERS:
         raise InputError(f"unknown tracker {name!r}; available: {', '.join(_TRACKERS)}")
-    if Path(folder).is_symlink():
-        raise InputError(f"{folder} is a link; remove it, so that a folder takes its place")
+    own = Path(folder).parent.resolve() / Path(folder).name
+    for path in (own, *own.rglob("*")):  # W&B has links within its folder
+        if not Path(os.path.realpath(path)).is_relative_to(own):
+            raise InputError(f"{path} leads to another folder; remove it")
     tracker = _TRACKERS[name](Path(folder))
 
     def log(event: Event) -> None:

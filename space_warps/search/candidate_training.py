@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from ..core import seeded
+from ..core import InputError, seeded
 from ..data.dataset import Batch
 from ..data.loaders import iterate_batches, validation_rows, with_augmentation_strength
 from ..models.complexity import measure_complexity
@@ -30,7 +30,7 @@ from .records import Candidate, CandidateResult
 from ..training.calibration import apply_temperature, fit_temperature
 from ..training.checkpoint import Checkpoint
 from ..training.config import EpochMetrics
-from ..training.loop import DivergedError, TrainResult, evaluate, train
+from ..training.loop import DivergedError, Interrupted, TrainResult, evaluate, train
 
 # %% ../../nbs/04_search/07_candidate_training.ipynb #e8997087
 @dataclass(frozen=True)
@@ -154,8 +154,9 @@ def train_candidate(
             checkpoint=checkpoint,
         )
         done = _to_trained_candidate(candidate, model, trained, val_loader, device, precision)
-    except (DivergedError, MemoryError, RuntimeError) as error:
+    except Exception as error:
         if not _is_failure(error):
+            _blame_checkpoint(error, candidate, checkpoint)
             raise
         reason = str(error) or type(error).__name__
         failed = CandidateResult(candidate, 0.0, 0.0, 0, num_params, tuple(epochs), "", reason)
@@ -166,6 +167,17 @@ def train_candidate(
     return done
 
 # %% ../../nbs/04_search/07_candidate_training.ipynb #a093bc84
+def _blame_checkpoint(
+    error: Exception, candidate: Candidate, checkpoint: Checkpoint | None
+) -> None:
+    "Raise `InputError` where values of a checkpoint, perhaps of somebody else, end a training."
+    if checkpoint is not None and not isinstance(error, Interrupted | InputError | OSError):
+        raise InputError(
+            f"the checkpoint of {candidate.name} does not fit its training "
+            f"({type(error).__name__}: {error}); remove its file to train from the start"
+        ) from error
+
+
 def _is_failure(error: Exception) -> bool:
     "Whether the candidate is the cause: its loss diverged, or it does not fit into memory."
     kinds = (DivergedError, MemoryError, torch.OutOfMemoryError)

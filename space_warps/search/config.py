@@ -315,6 +315,7 @@ class SearchConfig:
         if self.budget is not None:
             parse_budget(self.budget)
         _check_initial_weights(self)
+        _check_size(self)
         for hyperparameters in hyperparameter_grid(self):
             self.plan(self.epochs_per_eval, 0, 0, hyperparameters=hyperparameters)
         for layer in range(1, 1 + min(self.max_layers, max(2, len(self.k_candidates)))):
@@ -376,6 +377,24 @@ def hyperparameter_grid(
         dict(zip(config.varied, values, strict=True))
         for values in itertools.product(*config.varied.values())
     )
+
+
+def _check_size(config: SearchConfig) -> None:
+    "Raise `InputError` before more combinations are listed than a search can try."
+    space, widths = config.space, config.k_candidates
+    options = (space.families, space.kernel_sizes, space.downsampling, space.activations)
+    num_blocks = math.prod(map(len, options)) * sum(
+        len(item) if isinstance(item, tuple) else 1 for item in widths
+    )
+    number = num_blocks * math.prod(map(len, config.varied.values()))
+    if number > _MAX_COMBINATIONS:
+        raise InputError(
+            f"the settings combine to {number:,} networks, and {_MAX_COMBINATIONS:,} are the most; "
+            "shorten space.* or k_candidates"
+        )
+
+
+_MAX_COMBINATIONS = 100_000
 
 
 def _check_initial_weights(config: SearchConfig) -> None:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from ..core import InputError, from_json, to_json
-from ..models.saved_model import StateDict, clone_state_dict
+from ..models.saved_model import StateDict, clone_state_dict, state_dict_from_bytes
+from ..safety import parse_json
 from .config import EpochMetrics
 
 # %% ../../nbs/03_training/02_checkpoint.ipynb #9135504a
@@ -98,7 +97,8 @@ def restore_checkpoint(
             if torch.is_tensor(value):
                 layout = parameter if value.shape == parameter.shape else value
                 moments[name] = torch.empty_like(layout).copy_(value)
-    schedule.load_state_dict(checkpoint.schedule)
+    known = schedule.state_dict()  # no other attribute is set
+    schedule.load_state_dict({name: checkpoint.schedule[name] for name in known})
 
 # %% ../../nbs/03_training/02_checkpoint.ipynb #040db582
 def checkpoint_to_bytes(
@@ -137,8 +137,8 @@ def checkpoint_from_bytes(
 ) -> Checkpoint:
     "Deserialize a checkpoint; raises `InputError` for anything else."
     try:
-        tensors = load_tensors(content)
-        metadata = json.loads(tensors["about"].numpy().tobytes())
+        tensors = state_dict_from_bytes(content, "the checkpoint")
+        metadata = parse_json(tensors["about"].numpy().tobytes(), "the checkpoint")
         best = None
         if metadata["best"] is not None:
             metrics = from_json(metadata["best"], EpochMetrics)
@@ -154,7 +154,7 @@ def checkpoint_from_bytes(
             {"state": state, "param_groups": metadata["optimizer"]["param_groups"]},
             metadata["schedule"],
         )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a checkpoint of a training: {error}") from error
 
 
