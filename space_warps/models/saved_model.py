@@ -162,10 +162,11 @@ def load_model(
     try:
         architecture = from_json(content["architecture"], Architecture)
         own_sha256, weights_sha256 = content.pop("sha256"), content["weights_sha256"]
+        state_dict = state_dict_from_bytes(weights, weights_path)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{folder} holds no readable model: {error}") from error
     if own_sha256 != _content_sha256(content):
         raise InputError(f"{json_path} was changed; restore it")
     if hashlib.sha256(weights).hexdigest() != weights_sha256:
         raise InputError(f"{weights_path} does not match {json_path.name}; restore it")
-    return SavedModel(architecture, state_dict_from_bytes(weights, weights_path))
+    return SavedModel(architecture, state_dict)
