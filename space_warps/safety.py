@@ -266,6 +266,8 @@ def parse_json(
     "Parse JSON; raise `InputError` for anything that JSON, a double or 64 bits cannot say."
     try:
         text = content if isinstance(content, str) else content.decode()
+        if sum(map(text.count, ",[{")) > 2**22:  # 3 bytes of a file may take 64 in memory
+            raise ValueError("it has more than 4 million values")
         values = json.loads(
             text,
             parse_constant=_refuse_number,

@@ -14,16 +14,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .config import Config, read_run_config, to_yaml
+from .config import Config, DataConfig, read_run_config, to_yaml
 from space_warps.cli.datasets import (
     Loaders,
     catalogue_paths,
     catalogues_of,
     check_test,
+    own_test_set,
     read_options,
     read_split,
     read_test_rows,
     reread_loaders,
+    search_environment,
     test_catalogue_paths,
     test_share_writer,
     with_image_keys_of,
@@ -48,7 +50,6 @@ from ..models.saved_model import load_model
 from ..reports.audit_report import write_audit_report
 from ..reports.html import write_report
 from ..reports.summary import describe
-from ..runs.environment import describe_environment
 from ..runs.folder import RunFolder, check_finished, check_new_folder
 from ..runs.progress import ProgressBar
 from ..runs.state import resumable_history
@@ -108,16 +109,17 @@ def run_search(
     loaders, test_rows = read_split(config, *paths)
     runner = make_runner(config, loaders)
     check_test(config, loaders, paths[1], runner.base_model.architecture)
-    environment = describe_environment(paths[0], runner.device, loaders, **runner.compute)
     folder = RunFolder(
         path,
-        environment,
+        search_environment(config, runner, loaders),
         to_yaml(config),
         resume=run.resume,
         accept_changes=run.accept_changes,
         keep=run.keep,
         checkpoint_s=run.checkpoint_s,
     )
+    if run.resume:  # where files lie now
+        folder.files.write("config.yaml", to_yaml(config))
     if config.data.test_share:
         trackers.append(test_share_writer(test_rows, path))
     try:
@@ -199,7 +201,7 @@ def evaluate_on(
     folder: Path,  # Folder of a finished run
     csv_path: Path,  # Labelled catalogue
     img_dir_path: str,  # Folder with its images
-    existing: list[Catalogue] | None,  # Training and validation rows; None: unknown
+    existing: list[Catalogue] | str,  # Training and validation rows, or why they are unknown
 ) -> dict[str, Any]:  # Content of evaluation.json
     "Evaluate the model of a run on a catalogue; the evaluation is logged."
     return evaluate_run(
@@ -222,15 +224,19 @@ def run_evaluate(
     load_model(folder)  # refuse a folder without a model before anything is read
     has_events = (folder / "events.jsonl").is_file()
     state = check_finished(folder) if has_events else None
-    run_config = read_run_config(folder)
-    test_paths = _test_paths(config, run_config, folder)
-    config = replace(config, data=with_image_keys_of(run_config.data, config.data))
-    loaders = reread_loaders(run_config, folder, required=config.evaluate.baselines)
-    existing = catalogues_of(loaders) if loaders else None
+    environment = state.environment if state is not None else {}
+    stored = read_run_config(folder)
+    own = own_test_set(config.data, stored.data, environment)
+    test_paths = _test_paths(own or config.data, folder, is_own=own is not None)
+    if own is not None:
+        config, stored = (replace(one, data=own) for one in (config, stored))
+    config = replace(config, data=with_image_keys_of(stored.data, config.data))
+    loaders = _loaders_or_reason(stored, environment, config.evaluate.baselines)
+    existing = loaders if isinstance(loaders, str) else catalogues_of(loaders)
     evaluation = evaluate_on(config, folder, *test_paths, existing)
     print(describe_evaluation(evaluation))
     target = Path(config.out) if config.out else evaluation_path(folder, test_paths[0])
-    if config.evaluate.baselines and loaders:
+    if config.evaluate.baselines and not isinstance(loaders, str):
         evaluation["baselines"] = []
         for row in _baselines(config, folder, loaders, test_paths):
             low, high = row.interval
@@ -251,18 +257,32 @@ def run_dir(
     return Path(config.run.dir)
 
 
-def _test_paths(config: Config, run_config: Config, folder: Path) -> tuple[Path, str]:
+def _test_paths(data: DataConfig, folder: Path, is_own: bool) -> tuple[Path, str]:
     "Paths of the given catalogue, or of the test set of the run."
-    if config.data.csv_path is not None or config.data.img_dir_path is not None:
-        csv_path, img_dir_path = catalogue_paths(config.data)
+    csv_path, img_dir_path = catalogue_paths(data)
+    if not is_own:
         return Path(csv_path), img_dir_path
-    data = run_config.data
-    test_paths = test_catalogue_paths(data, folder, catalogue_paths(data))
+    test_paths = test_catalogue_paths(data, folder, (csv_path, img_dir_path))
     if test_paths is None:
         raise InputError(
             f"{folder} has no test set of its own; give data.csv_path and data.img_dir_path"
         )
     return test_paths
+
+
+def _loaders_or_reason(
+    config: Config, environment: dict[str, Any], required: bool
+) -> Loaders | str:
+    "Loaders of a run, or why its rows cannot be read."
+    try:
+        return reread_loaders(config, environment)
+    except (InputError, OSError) as error:
+        if required:
+            raise
+        return (
+            f"{error}; a catalogue that has moved is named by data.csv_path and data.img_dir_path, "
+            "and the test set by data.test_csv"
+        )
 
 # %% ../../nbs/10_cli/04_commands.ipynb #37519518
 def _baselines(

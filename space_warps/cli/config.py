@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..core import InputError, to_json
+from ..core import InputError, check_limits, to_json
 from ..data.augment import Augment
 from ..data.fetch import FetchOptions
 from ..safety import MissingFileError, SafeFolder
@@ -311,8 +311,8 @@ def _literal_text(key: str, value: str) -> str | None:
 
 
 def _literal_names(key: str, value: str) -> Any:
-    "List of features or dict of class fractions; None if Hydra is to read it."
-    if key not in ("data.features", "evaluate.fractions"):
+    "Names of columns or classes, in a list or dict; None if Hydra is to read it."
+    if key not in _NAME_KEYS:
         return None
     try:
         names = yaml.safe_load(value)
@@ -320,9 +320,14 @@ def _literal_names(key: str, value: str) -> Any:
         return None
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
         return names
-    if isinstance(names, dict) and all(isinstance(share, float) for share in names.values()):
-        return {str(name): share for name, share in names.items()}
+    if isinstance(names, dict) and all(isinstance(v, str | float) for v in names.values()):
+        return {str(name): value for name, value in names.items()}
     return None
+
+
+_NAME_KEYS = (
+    *("data.features", "data.columns", "data.class_columns", "data.bands", "evaluate.fractions"),
+)
 
 # %% ../../nbs/10_cli/01_config.ipynb #e5b38307
 def multirun(
@@ -411,6 +416,7 @@ def read_run_config(
         ) from error
     try:
         stored = _escape(_plain_yaml(content))
+        check_limits(stored)
         if not stored or not isinstance(stored, dict):
             raise InputError(f"{path} is empty; only a run of the command line records its keys")
         if not isinstance(stored.get("search", {}), dict):
@@ -422,14 +428,13 @@ def read_run_config(
     return replace(
         config,
         data=replace(config.data, cache_dir=None),
-        run=replace(config.run, dir=str(folder)),
+        run=replace(config.run, dir=str(folder), resume=False, accept_changes=False),
         simulate=replace(config.simulate, out_dir=None),
         out=None,
     )
 
 # %% ../../nbs/10_cli/01_config.ipynb #58587ba5
 _MAX_BYTES, _MAX_DEPTH = 2**18, 16
-_MAX_VALUES = {"max_layers": 1000, "workers": 1024, "image_size": 2**14}  # others 2**63
 
 
 def _plain_yaml(content: bytes) -> Any:
@@ -443,16 +448,14 @@ def _plain_yaml(content: bytes) -> Any:
     return yaml.safe_load(content)
 
 
-def _escape(value: Any, name: str = "") -> Any:
-    "Value in which OmegaConf finds no interpolation; raises ValueError outside of the limits."
+def _escape(value: Any) -> Any:
+    "Value in which OmegaConf finds no interpolation; raises ValueError for a null character."
     if isinstance(value, dict):
-        return {key: _escape(item, str(key)) for key, item in value.items()}
+        return {key: _escape(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_escape(item) for item in value]
     if isinstance(value, str):
         if "\0" in value:
-            raise ValueError(f"{name} has a null character")
+            raise ValueError("it has a null character")
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    if isinstance(value, int | float) and abs(value) > _MAX_VALUES.get(name, 2**63):
-        raise ValueError(f"{name}={value} is too large")
     return value

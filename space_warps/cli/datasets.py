@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['Loaders', 'catalogue_paths', 'read_options', 'with_image_keys_of', 'read_split', 'read_loaders', 'catalogues_of',
-           'test_catalogue_paths', 'check_test', 'read_test_rows', 'test_share_writer', 'reread_loaders']
+           'test_catalogue_paths', 'check_test', 'read_test_rows', 'test_share_writer', 'search_environment',
+           'reread_loaders', 'own_test_set']
 
 # %% ../../nbs/10_cli/03_datasets.ipynb #a294fb11
-import json
+import hashlib
 import sys
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 from .config import Config, DataConfig
-from ..core import InputError, sha256_file, write_atomic
+from ..core import InputError, write_atomic
 from ..data.catalogue import Catalogue, ReadOptions, written_options
 from ..data.dataset import Batch, Space_Galaxi
 from ..data.image_arrays import ImageOptions
@@ -26,7 +29,10 @@ from ..data.tables import TableOptions
 from ..evaluation.evaluate import overlaps_training, read_labelled
 from ..evaluation.metrics import class_weights
 from ..models.model import Architecture
+from ..runs.environment import describe_environment
+from ..safety import MissingFileError, SafeFolder, open_regular_file
 from ..search.events import Event, Observer, SearchStarted
+from ..search.runner import Runner
 
 # %% ../../nbs/10_cli/03_datasets.ipynb #01708d2a
 Loaders = tuple[DataLoader[Batch], DataLoader[Batch]]  # Training, validation
@@ -152,6 +158,8 @@ def test_catalogue_paths(
     if data.test_csv is not None:
         return _check_file(data.test_csv), data.test_img_dir_path or paths[1]
     if data.test_share:
+        with suppress(MissingFileError):
+            SafeFolder(folder).open(_TEST_ROWS).close()  # refuses a link
         return folder / _TEST_ROWS, paths[1]
     sample_test = Path(paths[0]).with_name("test.csv")
     if data.csv_path is None and sample_test.is_file():
@@ -208,22 +216,62 @@ def test_share_writer(
     return write
 
 # %% ../../nbs/10_cli/03_datasets.ipynb #dfb7b144
+def _sha256(path: str | Path) -> str:
+    with open_regular_file(path, follow_links=True) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def search_environment(
+    config: Config,  # Configuration of the search
+    runner: Runner,
+    loaders: Loaders,  # Loaders of the search
+) -> dict[str, Any]:  # As `describe_environment` gives it, with the hash of `data.test_csv`
+    "What the results of a search depend on besides its settings."
+    csv_path, _ = catalogue_paths(config.data)
+    environment = describe_environment(csv_path, runner.device, loaders, **runner.compute)
+    if config.data.test_csv is not None:
+        environment["test_sha256"] = _sha256(config.data.test_csv)
+    return environment
+
+
 def reread_loaders(
     config: Config,  # Configuration of the run
-    folder: Path,  # Run folder
-    required: bool,  # Raise `InputError` if the rows cannot be read or have changed
-) -> Loaders | None:
-    "Loaders of a run; None if they cannot be read and are not required."
-    try:
-        paths = catalogue_paths(config.data)
-        environment = folder / "environment.json"
-        if environment.is_file():
-            recorded = json.loads(environment.read_text(encoding="utf-8"))["catalogue_sha256"]
-            if sha256_file(paths[0]) != recorded:
-                raise InputError(f"{paths[0]} has changed since the run read it; restore it")
-        return read_loaders(config, *paths)
-    except (InputError, OSError) as error:
-        if required:
-            raise
-        print(f"cannot check which of these objects the network was trained on: {error}")
-        return None
+    environment: dict[str, Any],  # As the run has recorded it
+) -> Loaders:
+    "Loaders of a run; raises `InputError` if its rows cannot be read or have changed."
+    if not environment:
+        raise InputError("the folder has no events.jsonl, which names the rows of the run")
+    paths = catalogue_paths(config.data)
+    if _sha256(paths[0]) != environment.get("catalogue_sha256"):
+        raise InputError(f"{paths[0]} is not the catalogue that the run has read; restore it")
+    loaders = read_loaders(config, *paths)
+    rows = [loader.dataset.sha256() for loader in loaders]  # type: ignore[attr-defined]
+    if rows != environment.get("rows_sha256"):
+        raise InputError(f"{paths[1]} does not hold the images that the run has read; restore them")
+    return loaders
+
+
+def own_test_set(
+    given: DataConfig,  # Keys of an evaluation
+    stored: DataConfig,  # Keys of the run
+    environment: dict[str, Any],  # As the run has recorded it
+) -> DataConfig | None:  # None: `given` names another catalogue
+    "Keys of the run, with the new places of its files where they have moved."
+    names = "csv_path", "img_dir_path", "test_csv", "test_img_dir_path"
+    moved = {name: path for name in names if (path := getattr(given, name)) is not None}
+    own = replace(stored, **moved)
+    if {"csv_path", "img_dir_path"} & {*moved}:
+        csv_path, _ = catalogue_paths(own)
+        is_same = _sha256(csv_path) == environment.get("catalogue_sha256")
+        if not is_same and given.test_csv is not None:
+            raise InputError(
+                f"{csv_path} is not the catalogue that the run has read; give that one"
+            )
+        if not is_same or not (own.test_csv or own.test_share):
+            return None
+    recorded = environment.get("test_sha256")
+    if given.test_csv is not None and recorded not in (None, _sha256(given.test_csv)):
+        raise InputError(
+            f"{given.test_csv} is not the test catalogue of the run; evaluate it as data.csv_path"
+        )
+    return own

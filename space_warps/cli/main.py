@@ -8,12 +8,14 @@ __all__ = ['COMMANDS', 'main']
 # %% ../../nbs/10_cli/06_main.ipynb #522f11c4
 import argparse
 import os
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
+from io import StringIO, TextIOBase
 from types import FrameType
 from typing import IO
 
@@ -107,9 +109,9 @@ def main(
     "Run a command; an error that the user can fix is one line on stderr and exit code 2."
     command, *rest = list(sys.argv[1:] if args is None else args) or ["--help"]
     try:
-        with redirect_stdout(_SafeStream(sys.stdout)):
+        with redirect_stdout(_SafeStream(sys.stdout)), redirect_stderr(_SafeStream(sys.stderr)):
             code = _run(command, rest)
-        sys.stdout.flush()
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -126,20 +128,31 @@ def main(
         )
 
 
-class _SafeStream:
+class _SafeStream(TextIOBase):
     "Text stream that shows control characters and unprintable ones as escapes."
 
-    def __init__(self, stream: IO[str]) -> None:
-        self.stream = stream
+    def __init__(self, stream: IO[str] | None) -> None:
+        self.stream = stream or StringIO()  # None if the shell has closed it
 
     def write(self, text: str) -> int:
-        return self.stream.write(terminal_text(text, self.stream, keep="\n"))
+        own = _MOVES.match(text)[0]  # type: ignore[index]  # it matches the empty text
+        return self.stream.write(own + terminal_text(text[len(own) :], self.stream, keep="\n"))
 
     def flush(self) -> None:
         self.stream.flush()
 
     def isatty(self) -> bool:
         return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return str(getattr(self.stream, "encoding", None) or "utf-8")
+
+
+_MOVES = re.compile(r"\r?(?:\n*(?:\x1b\[A)*\Z)?")  # Of the cursor, by progress bars
 
 
 def _refuse(message: str) -> int:

@@ -209,7 +209,7 @@ def evaluate_run(
     img_dir_path: str | Path,  # Folder with its images
     *,
     out: str | Path | None = None,  # Where to write; None is evaluation.json in the folder
-    existing: Sequence[Catalogue] | None = None,  # Training and validation rows
+    existing: Sequence[Catalogue] | str = "they were not given",  # Training and validation rows
     fractions: dict[str, float] | None = None,  # Class -> share, to weigh the classes
     options: ReadOptions = DEFAULT_READ_OPTIONS,  # How to read it; the model fixes features and classes
     device: str | torch.device | None = None,  # Where to compute; None takes the best there is
@@ -230,15 +230,20 @@ def evaluate_run(
         "catalogue_sha256": sha256_file(csv_path),
         "model_sha256": sha256_file(Path(folder) / "model.safetensors"),
         "num_evaluations": number,
-        "num_overlapping": None
-        if existing is None
-        else int(overlaps_training(existing, dataset.catalogue).sum()),
+        **_overlap(existing, dataset.catalogue),
         "shift": describe_shift(saved_model.architecture.input_statistics, dataset),
         "notes": list(dataset.catalogue.notes),
         **figures,
     }
     write_json(target, record)
     return record
+
+
+def _overlap(existing: Sequence[Catalogue] | str, tested: Catalogue) -> dict[str, Any]:
+    "Entries about rows that show training objects: their number, or why it is unknown."
+    if isinstance(existing, str):
+        return {"num_overlapping": None, "overlap_unchecked": existing}
+    return {"num_overlapping": int(overlaps_training(existing, tested).sum())}
 
 # %% ../../nbs/05_evaluation/02_evaluate.ipynb #ae6ac933
 def describe_evaluation(
@@ -257,6 +262,8 @@ def describe_evaluation(
             f"{num_overlapping} of them show objects of the training or validation rows: these metrics are too "
             "optimistic"
         )
+    if reason := record.get("overlap_unchecked"):
+        lines.append(f"not compared with the training rows: {reason}")
     lines += [f"note: {text}" for text in record.get("notes", [])]
     lines += [f"unlike the training rows: {text}" for text in record.get("shift", [])]
     ends = record.get("intervals", {})
