@@ -23,6 +23,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..core import InputError, canonical_json, sha256_file
+from ..data.brightness import read_brightness, table_features
 from ..data.image_arrays import Values
 from ..data.image_lookup import PartFinder
 from ..data.tables import iterate_table
@@ -67,7 +68,8 @@ class CatalogueReader:
         self.part_rows = max(1, min(_MAX_ROWS, _MAX_BYTES // image_bytes))
 
     def _tables(self, num_rows: int) -> Iterator[pd.DataFrame]:
-        names, options = self.model.architecture.feature_names, self.model.options
+        options = self.model.options
+        names = table_features(options.features, options.images)
         columns = {k: v for k, v in (options.table.columns or {}).items() if k != "class"}
         column = options.images.path_column
         required, optional = (
@@ -98,9 +100,9 @@ class CatalogueReader:
         faults: dict[int, str] = {}
         unreadable: dict[int, str] = {}
         options = self.model.options
-        names = self.model.architecture.feature_names
+        names = table_features(options.features, options.images)
         edges = dict(
-            zip(names, self.model.architecture.input_statistics.feature_edges, strict=True)
+            zip(names, self.model.architecture.input_statistics.feature_edges, strict=False)
         )
         missing = options.table.missing_values
         features = read_features(table, names, faults, missing, measured=edges)
@@ -111,6 +113,7 @@ class CatalogueReader:
         paths = table[options.images.path_column or "id"].tolist()
         source = self._finder.find(paths, start, unreadable)
         pixels, bad = self.model.read_images(source)
+        features = np.hstack([features, read_brightness(source, options.images)[1]])
         if start == 0:
             self._check(table, features, faults, {**bad, **unreadable})
         return Part(start, pd.DataFrame(columns), pixels, features, {**bad, **unreadable}, faults)

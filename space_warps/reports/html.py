@@ -16,6 +16,7 @@ from ..core import write_atomic, write_json
 from ..data.symmetry import describe_symmetries
 from ..evaluation.evaluate import stored_evaluation
 from ..evaluation.metrics import format_share
+from .model_card import Sections, model_card, to_markdown
 from space_warps.reports.plots import (
     DARK_FILTER,
     draw_or_explain,
@@ -69,7 +70,7 @@ def _draw_search(history: SearchHistory, folder: Path) -> dict[str, tuple[str, s
     drawn = {}
     for (label, name), plot in zip(_SEARCH_FIGURES, plots, strict=True):
         files, error = draw_or_explain(label, partial(_draw_both, plot, label))
-        _write_picture(folder / name, files[0] if files else None)
+        _write_or_remove(folder / name, files[0] if files else None)
         drawn[label] = (files[1] if files else "", error)
     return drawn
 
@@ -79,8 +80,8 @@ def _draw_both(plot: Any, label: str) -> tuple[bytes, str]:
     return to_png(figure, dpi=150), to_svg(figure, label)
 
 
-def _write_picture(path: Path, content: bytes | None) -> None:
-    "Write a picture, or remove the former one if it could not be drawn."
+def _write_or_remove(path: Path, content: bytes | None) -> None:
+    "Write a file, or remove the former one if there is nothing to write."
     if content is None:
         path.unlink(missing_ok=True)
     else:
@@ -106,6 +107,7 @@ def _fill_template(
     summary: dict[str, Any],
     figures: dict[str, tuple[str, str]],
     evaluation: dict[str, Any] | None,
+    card: Sections,
 ) -> str:  # HTML
     "The page, with all text from the run escaped."
     loader = jinja2.PackageLoader("space_warps", "reports")
@@ -117,6 +119,7 @@ def _fill_template(
         figures=figures,
         search_figures=[label for label, _ in _SEARCH_FIGURES],
         test=evaluation,
+        card=card,
         dark_filter=DARK_FILTER,
         description=describe(summary),
         symmetries=describe_symmetries(history.base_architecture.symmetries),
@@ -132,20 +135,24 @@ def write_report(
     state: RunState | None = None,  # Of the run, where the caller has it; None reads the events
     evaluation: dict[str, Any] | None = None,  # As `evaluate_run` gives it; None: the stored one
 ) -> dict[str, Any]:  # The summary
-    "Write report.html, progressive_summary.json and pictures; raise `InputError` before the end."
+    "Write report.html, MODEL_CARD.md, the summary and pictures; `InputError` before the end."
     folder = Path(folder)
     state = check_finished(folder, state)
     history, latency = resumable_history(state), state.latency_ms
     if (evaluation := evaluation or stored_evaluation(folder)) is not None:
         evaluation = check_evaluation(evaluation, folder)
     summary = summarize(history, state.model_sha256, state.search_s, latency)
+    has_network = summary["num_layers"] > 0 and history.final_result is not None
     figures = _draw_search(history, folder)
     if latency:
         time_ms = Objective("time per image (ms)", lambda o: latency.get(o.candidate.name))
         plot = partial(plot_pareto, history, (time_ms,), size=(400, 300))
         content, _ = draw_or_explain("log-loss against latency", lambda: to_png(plot(), dpi=150))
-        _write_picture(folder / "latency.png", content)
+        _write_or_remove(folder / "latency.png", content)
     figures |= _draw_test(evaluation) if evaluation else {}
     write_json(folder / "progressive_summary.json", summary)
-    write_atomic(folder / "report.html", _fill_template(history, summary, figures, evaluation))
+    card = model_card(history, summary, state.environment, evaluation) if has_network else {}
+    _write_or_remove(folder / "MODEL_CARD.md", to_markdown(card).encode() if card else None)
+    page = _fill_template(history, summary, figures, evaluation, card)
+    write_atomic(folder / "report.html", page)
     return summary

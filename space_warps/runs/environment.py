@@ -58,6 +58,9 @@ def describe_environment(
         "catalogue": str(csv_path),
         "catalogue_sha256": sha256_file(csv_path),
         "rows_sha256": [data.sha256() for data in datasets if isinstance(data, Space_Galaxi)],
+        "class_counts": [
+            _class_counts(data) for data in datasets if isinstance(data, Space_Galaxi)
+        ],
         "batch_sizes": [loader.batch_size for loader in loaders],
         "augmentation": [
             repr(data.transform) for data in datasets if isinstance(data, Space_Galaxi)
@@ -65,6 +68,12 @@ def describe_environment(
     }
 
 # %% ../../nbs/06_runs/01_environment.ipynb #af5886a9
+def _class_counts(dataset: Space_Galaxi) -> dict[str, int]:
+    "Rows of each class, in the order of the classes."
+    counts = torch.bincount(dataset.labels, minlength=len(dataset.classes))
+    return dict(zip(dataset.classes, counts.tolist(), strict=True))
+
+
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
