@@ -7,13 +7,13 @@ __all__ = ['Architecture', 'ProgressiveModel']
 
 # %% ../../nbs/02_models/05_model.ipynb #e5eec79d
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 import space_warps.models.families  # noqa: F401  registers the families
-from ..core import InputError
+from ..core import OMIT_IF_DEFAULT, InputError
 from ..data.augment import orientations
 from ..data.dataset import InputStatistics
 from .blocks import BlockSpec, MapShape, block_output_shape, build_block
@@ -41,6 +41,8 @@ class Architecture:
     asinh_softening: float = 0.1  # Of the survey's asinh stretch, which the encoder inverts
     tta: bool = False  # Test-time augmentation: average logits over `symmetries`
     symmetries: str = "d4"  # Orientations that keep the class: d4, rotations, flips or none
+    # Of the training loss, which shifts the probabilities; none weighs all rows alike
+    class_weights: tuple[float, ...] = field(default=(), metadata=OMIT_IF_DEFAULT)
 
     @property
     def encoded_shape(self) -> MapShape:

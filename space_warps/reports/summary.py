@@ -21,7 +21,13 @@ from space_warps.search.formatting import (
 )
 from ..search.halving import why_dropped
 from ..search.history import SearchHistory, pareto_results
-from ..search.records import CandidateResult, FinalTraining, Step
+from space_warps.search.records import (
+    CandidateResult,
+    FinalTraining,
+    Step,
+    metric_label,
+    selection_value,
+)
 from ..search.significance import accuracy_interval
 from ..search.surrogate import rank_correlation
 
@@ -39,6 +45,7 @@ def summarize(
         "final_val_accuracy": final.val_acc if final else None,
         "final_val_accuracy_interval_95": list(interval) if interval else None,
         "final_val_log_loss": final.val_loss if final else None,
+        "objective": _objective(history),
         "num_layers": len(history.layers()),
         "total_trainable_params": final.num_params if final else None,
         "strategy": history.config.strategy,
@@ -78,6 +85,18 @@ def summarize(
         "model_sha256": model_sha256,
         "history_sha256": history.sha256,
         "seconds": round(seconds, 3),
+    }
+
+
+def _objective(history: SearchHistory) -> dict[str, Any]:
+    "What was minimized, and what was compared."
+    final, config = history.final_result, history.config
+    weights = final.class_weights if final else ()
+    return {
+        "loss": config.training.loss,
+        "class_weights": dict(zip(history.base_architecture.classes, weights, strict=False)),
+        "metric": config.selection.metric,
+        "value": selection_value(final, config.selection.metric) if final else None,
     }
 
 
@@ -184,5 +203,19 @@ def describe(
         f"{summary['total_trainable_params']:,} parameters{how.get(role, '')}\n"
         f"validation accuracy {summary['final_val_accuracy']:.3f} "
         f"({low:.3f} to {high:.3f} at 95%, {summary['num_val']} rows), "
-        f"log-loss {summary['final_val_log_loss']:.3f}\n{end}"
+        f"log-loss {summary['final_val_log_loss']:.3f}{_describe_objective(summary['objective'])}\n"
+        f"{end}"
     )
+
+
+def _describe_objective(objective: dict[str, Any]) -> str:
+    "What differs from training by cross-entropy and selecting by log-loss or accuracy."
+    text, metric = "", objective["metric"]
+    if metric not in ("loss", "accuracy"):
+        text = f", {metric_label(metric)} {objective['value']:.3f} ({metric})"
+    if objective["loss"] != "cross_entropy":
+        text += f"\ntrained with the loss {objective['loss']}"
+    if weights := objective["class_weights"]:
+        values = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
+        text += f"\nclass weights in the loss: {values}; rare classes are predicted more often"
+    return text

@@ -26,7 +26,14 @@ from space_warps.search.events import (
     StepStarted,
 )
 from ..search.formatting import describe_candidate
-from ..search.records import Candidate, CandidateResult, FinalTraining, Role, Step
+from space_warps.search.records import (
+    Candidate,
+    CandidateResult,
+    FinalTraining,
+    Role,
+    Step,
+    format_objective,
+)
 from ..search.significance import accuracy_interval
 
 # %% ../../nbs/06_runs/02_progress.ipynb #7ad84b6a
@@ -70,7 +77,9 @@ def describe_step(
 def _metrics(result: CandidateResult, interval: str = "") -> str:
     if result.failed:
         return "failed"
-    return f"{result.val_acc:.3f}{interval}, log-loss {result.val_loss:.3f}"
+    metric = result.candidate.train_config.selection_metric
+    own = "" if result.metric_value is None else f", {format_objective(result, metric)}"
+    return f"{result.val_acc:.3f}{interval}, log-loss {result.val_loss:.3f}{own}"
 
 # %% ../../nbs/06_runs/02_progress.ipynb #79811f2e
 def describe_final_training(

@@ -29,7 +29,9 @@ def stored_model(
 ) -> SavedModel:
     "Network of a candidate; its weights are read on first use."
     candidate, base = result.candidate, resumable_history(state).base_architecture
-    architecture = replace(base, blocks=candidate.blocks, tta=result.tta)
+    architecture = replace(
+        base, blocks=candidate.blocks, tta=result.tta, class_weights=result.class_weights
+    )
     sha256 = _stored(state, candidate.name).sha256
     weights = LazyStateDict(folder, f"{candidate.name}.safetensors", sha256)
     return SavedModel(architecture, weights)

@@ -16,10 +16,12 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
+from ..training.objectives import losses, metrics
 from torch import multiprocessing
 
 from ..core import InputError
 from ..models.blocks import BlockSpec, block_families
+from ..models.registry import Registry
 from ..models.saved_model import SavedModel
 from .candidate_training import TrainedCandidate, train_candidate
 from .events import CandidateEnded, CandidateStarted, EpochEnded, Event, Observer
@@ -36,13 +38,19 @@ class _Task:
     parent: SavedModel
     checkpoint: Checkpoint | None
     is_retry: bool = False  # The worker of the first try was killed; it runs alone
-    families: Mapping[str, str] = field(default_factory=dict)  # Name -> origin, to import
+    origins: tuple[Mapping[str, str], ...] = ()  # Name -> origin, to import; one per registry
 
 
-def _families_of(candidate: Candidate, parent: SavedModel) -> dict[str, str]:
-    "Block families that a worker has to import; raises `InputError` if it cannot."
+_REGISTRIES: tuple[Registry[Any, Any], ...] = (block_families, losses, metrics)
+
+
+def _origins_of(candidate: Candidate, parent: SavedModel) -> tuple[dict[str, str], ...]:
+    "What a worker has to import, per registry; raises `InputError` if it cannot."
     blocks = (*candidate.blocks, *parent.architecture.blocks)
-    return block_families.origins(dict.fromkeys(spec.family for spec in blocks))
+    families = dict.fromkeys(spec.family for spec in blocks)
+    plan = candidate.train_config
+    names = (families, [plan.loss], [plan.selection_metric])
+    return tuple(registry.origins(own) for registry, own in zip(_REGISTRIES, names, strict=True))
 
 
 class _WorkerLost(Exception):
@@ -89,7 +97,8 @@ def _train_task(
     runner: LocalRunner, task: _Task, emit: Observer, should_stop: Callable[[], bool]
 ) -> TrainedCandidate | BaseException:
     try:
-        block_families.require(task.families)
+        for registry, origins in zip(_REGISTRIES, task.origins, strict=False):
+            registry.require(origins)
         return train_candidate(
             task.candidate,
             task.parent,
@@ -154,7 +163,7 @@ class ParallelRunner:
         pairs = zip(candidates, parents, strict=True)
         by_width = sorted(pairs, key=lambda pair: [spec.k for spec in pair[0].blocks])
         waiting = [
-            _Task(item, parent, find_checkpoint(item), families=_families_of(item, parent))
+            _Task(item, parent, find_checkpoint(item), origins=_origins_of(item, parent))
             for item, parent in by_width
         ]
         retries: list[_Task] = []

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from ..training.objectives import check_objectives
+
 from ..core import InputError
 from ..models.blocks import check_family
 from ..models.complexity import Latency
@@ -127,6 +129,8 @@ def initial_state(
     history = history or new
     _check_rows(history, new)
     find_names(history.config)
+    loss, metric = history.config.training.loss, history.config.selection.metric
+    check_objectives(loss, metric, len(base.architecture.classes))
     _check_families(history)
     first = TrainedCandidate(replace(base, architecture=history.base_architecture))
     candidates = resume.candidates if resume is not None else ()

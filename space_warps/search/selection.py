@@ -23,6 +23,7 @@ from space_warps.search.records import (
     best_result,
     format_objective,
     objective,
+    selection_value,
 )
 from .significance import PairedTest, compare_paired, row_losses, standard_error
 
@@ -228,7 +229,7 @@ def _describe_objective(
 
 
 def _value(config: SelectionConfig, result: CandidateResult) -> str:
-    return f"{abs(objective(result, config.metric)):.4f}"
+    return f"{selection_value(result, config.metric):.4f}"
 
 # %% ../../nbs/04_search/10_selection.ipynb #70cfd20b
 def apply_decision(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from ..training.objectives import losses, metrics
 
 from ..core import InputError, derive_seed
 from ..models.blocks import block_families
@@ -128,6 +129,8 @@ def load_names(
     strategies.load(config.strategy)
     for family in config.space.families:
         block_families.load(family)
+    losses.load(config.training.loss)
+    metrics.load(config.selection.metric)
 
 
 def find_names(
@@ -137,6 +140,8 @@ def find_names(
     find_strategy(config.strategy)
     for family in config.space.families:
         block_families.find(family)
+    losses.find(config.training.loss)
+    metrics.find(config.selection.metric)
 
 # %% ../../nbs/04_search/12_strategies.ipynb #36ec3cc7
 def sample_proposals(

@@ -7,6 +7,7 @@ __all__ = ['fit_temperature', 'apply_temperature']
 
 # %% ../../nbs/03_training/05_calibration.ipynb #41a0cfac
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,12 @@ from ..models.saved_model import SavedModel
 # %% ../../nbs/03_training/05_calibration.ipynb #ed23d4aa
 def fit_temperature(
     logits: npt.NDArray[np.floating],  # [rows, classes]
-    labels: npt.NDArray[np.int64],  # [rows], class index of each row
+    labels: npt.NDArray[Any],  # int [rows], class of each row; or fractions [rows, classes]
 ) -> float:  # Above 1 if the logits are overconfident
     "Temperature from 1/20 to 20 that minimizes the log-loss of the logits."
     num_rows, num_classes = logits.shape
-    targets = (num_rows * np.eye(num_classes)[labels] + 1) / (num_rows + num_classes)
+    fractions = np.eye(num_classes)[labels] if labels.ndim == 1 else labels
+    targets = (num_rows * fractions + 1) / (num_rows + num_classes)
 
     def log_loss(log_temperature: float) -> float:
         scaled = logits.astype(np.float64) / np.exp(log_temperature)

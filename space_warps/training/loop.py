@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['keep_freed_memory', 'prepare_model', 'Evaluation', 'evaluate', 'Interrupted', 'DivergedError', 'TrainResult',
-           'train_step', 'train_epoch', 'train']
+           'train_step', 'train_epoch', 'train', 'own_metric']
 
 # %% ../../nbs/03_training/04_loop.ipynb #9f9b5a42
 import ctypes
@@ -13,6 +13,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ from space_warps.training.checkpoint import (
 )
 
 # %% ../../nbs/03_training/04_loop.ipynb #98e4cd49
+from .objectives import balanced_weights, build_loss, measure
+
 from space_warps.training.config import (
     EpochMetrics,
     TrainConfig,
@@ -65,7 +68,8 @@ class Evaluation:
     accuracy: float  # Share of rows whose highest score is that of the true class, in [0, 1]
     loss: float  # Mean cross-entropy, in nats
     logits: Tensor  # float32 [rows, classes] on the CPU
-    labels: Tensor  # int64 [rows] on the CPU
+    labels: Tensor  # int64 [rows] on the CPU, class of each row
+    targets: Tensor  # The same, or float32 [rows, classes] if the rows have fractions
 
 # %% ../../nbs/03_training/04_loop.ipynb #c9c28920
 def evaluate(
@@ -77,22 +81,24 @@ def evaluate(
     "Evaluate a network on every row of a loader, in its order."
     prepare_model(model, device)
     model.eval()
-    num_rows, logits, labels = 0, torch.empty(0), torch.empty(0)
+    num_rows, logits, targets = 0, torch.empty(0), torch.empty(0)
     with torch.inference_mode(), deterministic(), autocast(precision, device):
-        for images, batch_labels, features in iterate_batches(loader, device):
+        for images, batch_targets, features in iterate_batches(loader, device):
             batch_logits = model(images, features)
             if num_rows == 0:  # one tensor: small ones kept between batches would split the heap
                 size = len(loader.dataset)  # type: ignore[arg-type]
                 logits = batch_logits.new_empty(size, batch_logits.shape[1])
-                labels = batch_labels.new_empty(size)
-            rows = slice(num_rows, num_rows + len(batch_labels))
-            logits[rows], labels[rows], num_rows = batch_logits, batch_labels, rows.stop
-    all_logits, all_labels = logits[:num_rows].cpu(), labels[:num_rows].cpu()
+                targets = batch_targets.new_empty(size, *batch_targets.shape[1:])
+            rows = slice(num_rows, num_rows + len(batch_targets))
+            logits[rows], targets[rows], num_rows = batch_logits, batch_targets, rows.stop
+    logits, targets = logits[:num_rows].cpu().clone(), targets[:num_rows].cpu().clone()
+    labels = targets.argmax(dim=1) if targets.ndim == 2 else targets
     return Evaluation(
-        accuracy=int((all_logits.argmax(dim=1) == all_labels).sum()) / len(all_labels),
-        loss=float(functional.cross_entropy(all_logits, all_labels)),
-        logits=all_logits.clone(),
-        labels=all_labels.clone(),
+        accuracy=int((logits.argmax(dim=1) == labels).sum()) / len(labels),
+        loss=float(functional.cross_entropy(logits, targets)),
+        logits=logits,
+        labels=labels,
+        targets=targets,
     )
 
 # %% ../../nbs/03_training/04_loop.ipynb #57f0f64a
@@ -112,6 +118,7 @@ class TrainResult:
     best: EpochMetrics  # The selected epoch
     state_dict: StateDict  # Its weights, a copy on the CPU
     logits: Tensor  # float32 [rows, classes], its logits of the validation rows
+    class_weights: tuple[float, ...] = ()  # Of the loss, per class; none weighs all rows alike
 
 
 _OnEpoch = Callable[[EpochMetrics, Callable[[], Checkpoint]], None]  # Metrics, take_checkpoint
@@ -120,18 +127,16 @@ _OnEpoch = Callable[[EpochMetrics, Callable[[], Checkpoint]], None]  # Metrics, 
 def train_step(
     model: nn.Module,  # Trained in place
     optimizer: torch.optim.Optimizer,  # Of the model's parameters
-    label_smoothing: float,  # Share of the target probability spread over all classes
-    batch: Batch,  # Images, labels, features
+    loss: Callable[[Tensor, Tensor], Tensor],  # From `build_loss`
+    batch: Batch,  # Images, labels or fractions, features
 ) -> Tensor:  # Mean loss, detached
     "One forward and backward pass and one step of the optimizer."
-    images, labels, features = batch
-    loss = functional.cross_entropy(
-        model(images, features), labels, label_smoothing=label_smoothing
-    )
+    images, targets, features = batch
+    value = loss(model(images, features), targets)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return loss.detach()
+    return value.detach()
 
 # %% ../../nbs/03_training/04_loop.ipynb #9a7139f6
 def train_epoch(
@@ -172,7 +177,10 @@ def train(
     prepare_model(model, device)
     optimizer = build_optimizer(model, config, capturable=capture)
     schedule = build_schedule(optimizer, config, len(train_loader))
-    step: TrainStep = functools.partial(train_step, model, optimizer, config.label_smoothing)
+    weights = _class_weights(train_loader, config)
+    tensor = torch.tensor(weights, device=device) if weights else None
+    loss_function = build_loss(config.loss, config.label_smoothing, tensor)
+    step: TrainStep = functools.partial(train_step, model, optimizer, loss_function)
     step = CudaGraphStep(step) if capture else step
     epochs: tuple[EpochMetrics, ...] = ()
     best: BestEpoch | None = None
@@ -188,7 +196,8 @@ def train(
                 step, schedule, train_loader, number, device=device, should_stop=should_stop
             )
         result = evaluate(model, val_loader, device, precision)
-        metrics = EpochMetrics(epoch + 1, loss, result.loss, result.accuracy)
+        value = own_metric(config.selection_metric, result.logits, result.labels)
+        metrics = EpochMetrics(epoch + 1, loss, result.loss, result.accuracy, value)
         _check_finite(metrics)
         epochs = (*epochs, metrics)
         if config.is_better(metrics, best.metrics if best else None):
@@ -197,7 +206,22 @@ def train(
             metrics, functools.partial(take_checkpoint, model, optimizer, schedule, epochs, best)
         )
     assert best is not None  # there is at least one epoch
-    return TrainResult(epochs, best.metrics, best.state_dict, best.logits)
+    return TrainResult(epochs, best.metrics, best.state_dict, best.logits, weights)
+
+
+def _class_weights(loader: DataLoader[Batch], config: TrainConfig) -> tuple[float, ...]:
+    dataset: Any = loader.dataset
+    balanced = config.class_weights == "balanced"
+    return balanced_weights(dataset.labels, dataset.classes) if balanced else ()
+
+
+def own_metric(
+    metric: str,  # The selection metric
+    logits: Tensor,  # float32 [rows, classes]
+    labels: Tensor,  # int64 [rows]
+) -> float | None:  # None for loss and accuracy, which are measured anyway
+    "Value of a selection metric other than loss and accuracy."
+    return None if metric in ("loss", "accuracy") else measure(metric, logits, labels)
 
 # %% ../../nbs/03_training/04_loop.ipynb #f5a43a89
 def _check_finite(metrics: EpochMetrics) -> None:
