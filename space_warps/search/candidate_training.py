@@ -10,17 +10,14 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from sklearn.metrics import f1_score, recall_score
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from ..core import InputError, seeded
 from ..data.dataset import Batch
-from ..data.loaders import iterate_batches, validation_rows, with_augmentation_strength
+from ..data.loaders import iterate_batches, with_augmentation_strength
 from ..models.complexity import measure_complexity
 from ..models.model import ProgressiveModel
 from ..models.saved_model import SavedModel, state_dict_to_bytes
@@ -30,7 +27,15 @@ from .records import Candidate, CandidateResult
 from ..training.calibration import apply_temperature, fit_temperature
 from ..training.checkpoint import Checkpoint
 from ..training.config import EpochMetrics
-from ..training.loop import DivergedError, Interrupted, TrainResult, evaluate, train
+from space_warps.training.loop import (
+    DivergedError,
+    Interrupted,
+    TrainResult,
+    evaluate,
+    own_metric,
+    train,
+)
+from ..training.objectives import greater_is_better
 
 # %% ../../nbs/04_search/07_candidate_training.ipynb #e8997087
 @dataclass(frozen=True)
@@ -108,8 +113,8 @@ def _calibrate(
     averaged = evaluate(with_tta.build(), val_loader, device)
     if averaged.loss <= evaluation.loss:
         saved_model, evaluation = with_tta, averaged
-    temperature = fit_temperature(evaluation.logits.numpy(), evaluation.labels.numpy())
-    scaled = functional.cross_entropy(evaluation.logits / temperature, evaluation.labels)
+    temperature = fit_temperature(evaluation.logits.numpy(), evaluation.targets.numpy())
+    scaled = functional.cross_entropy(evaluation.logits / temperature, evaluation.targets)
     if float(scaled) > evaluation.loss:
         return saved_model, 1.0
     return apply_temperature(saved_model, temperature), temperature
@@ -184,15 +189,6 @@ def _is_failure(error: Exception) -> bool:
     return isinstance(error, kinds) or "can't allocate memory" in str(error)  # on the CPU
 
 
-def _class_metric(metric: str, scores: Tensor, labels: npt.NDArray[np.int64]) -> float | None:
-    "Balanced accuracy or macro F1 over the classes of the rows; None for another metric."
-    if metric not in ("balanced_accuracy", "macro_f1"):
-        return None
-    score = recall_score if metric == "balanced_accuracy" else f1_score
-    predicted, classes = scores.argmax(dim=1).numpy(), np.unique(labels)
-    return float(score(labels, predicted, labels=classes, average="macro", zero_division=0))
-
-
 def _to_trained_candidate(
     candidate: Candidate,
     model: ProgressiveModel,
@@ -202,13 +198,16 @@ def _to_trained_candidate(
     precision: str,
 ) -> TrainedCandidate:
     "The network of the best epoch, calibrated after a final training, and its result."
-    saved_model, temperature = SavedModel(model.architecture, trained.state_dict), 1.0
+    architecture = replace(model.architecture, class_weights=trained.class_weights)
+    saved_model, temperature = SavedModel(architecture, trained.state_dict), 1.0
+    metric, value = candidate.train_config.selection_metric, trained.best.val_metric
     accuracy, loss, scores = trained.best.val_acc, trained.best.val_loss, trained.logits
     if candidate.is_final:
         saved_model, temperature = _calibrate(saved_model, val_loader, device)
     if candidate.is_final or precision != "float32":
         evaluation = evaluate(saved_model.build(), val_loader, device)
         accuracy, loss, scores = evaluation.accuracy, evaluation.loss, evaluation.logits
+        value = own_metric(metric, scores, evaluation.labels)
     result = CandidateResult(
         candidate,
         accuracy,
@@ -219,9 +218,9 @@ def _to_trained_candidate(
         hashlib.sha256(state_dict_to_bytes(saved_model.state_dict)).hexdigest(),
         temperature=temperature,
         num_macs=measure_complexity(model.architecture).num_macs,
-        metric_value=_class_metric(
-            candidate.train_config.selection_metric, scores, validation_rows(val_loader).labels
-        ),
+        metric_value=value,
+        greater_is_better=value is None or greater_is_better(metric),
+        class_weights=trained.class_weights,
         tta=saved_model.architecture.tta,
     )
     return TrainedCandidate(saved_model, result, scores)

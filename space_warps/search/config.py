@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_args
 
 import space_warps.models.families  # noqa: F401  registers the block families
-from ..core import InputError, coerce_numbers
+from ..core import OMIT_IF_DEFAULT, InputError, coerce_numbers
 from ..models.blocks import ACTIVATIONS, POOLINGS, BlockSpec, registered_families
 from ..models.registry import is_dotted_path
-from ..training.config import SCHEDULES, SELECTION_METRICS, TrainConfig
+from ..training.config import SCHEDULES, TrainConfig
+from ..training.objectives import CLASS_WEIGHTS, SELECTION_METRICS
 
 # %% ../../nbs/04_search/02_config.ipynb #0639cb30
 CHOICE_LISTS: dict[str, tuple[Any, ...] | None] = {
@@ -31,11 +32,14 @@ CHOICE_LISTS: dict[str, tuple[Any, ...] | None] = {
 }
 CHOICES = {
     "training.schedule": SCHEDULES,
+    "training.loss": ("cross_entropy",),
+    "training.class_weights": CLASS_WEIGHTS,
     "training.warm_start": ("chained", "parallel"),
     "selection.metric": SELECTION_METRICS,
     "selection.parsimony": ("none", "one_standard_error"),
     "selection.acceptance": ("gain", "significant"),
 }
+_OWN = ("training.loss", "selection.metric")  # Dotted paths to a person's own functions
 _LIMITS = {  # Smallest and largest number
     "max_layers": (1, 1000),
     "max_steps": (1, 10_000),
@@ -61,9 +65,11 @@ def _check_settings(record: Any, group: str = "") -> None:
             value = _to_tuples(value)
             object.__setattr__(record, item.name, value)
         _check_type(path, value, item.type)
-        if path in CHOICES and value not in CHOICES[path]:
+        is_own = path in _OWN and is_dotted_path(value)
+        if path in CHOICES and value not in CHOICES[path] and not is_own:
             allowed = " or ".join(map(repr, CHOICES[path]))
-            raise InputError(f"{path} is {allowed}; got {value!r}")
+            own = ", or your own as package.module:name" if path in _OWN else ""
+            raise InputError(f"{path} is {allowed}{own}; got {value!r}")
         if path in CHOICE_LISTS:
             _check_list(path, value)
         least, most = _LIMITS.get(path, (-math.inf, math.inf))
@@ -178,11 +184,18 @@ def _check_grid(grid: Any) -> dict[str, tuple[Any, ...]] | None:
     return floats or None
 
 # %% ../../nbs/04_search/02_config.ipynb #eb50a38c
+def _written_if_set(default: Any) -> Any:
+    "A field that is left out of files where it has its default."
+    return field(default=default, metadata=OMIT_IF_DEFAULT)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     "How a candidate is trained, and which weights it starts from."
 
     weight_decay: float = 0.05  # Decoupled weight decay of AdamW
+    loss: str = _written_if_set("cross_entropy")  # Or your own, as module:function
+    class_weights: str = _written_if_set("none")  # In the loss: none, or balanced for rare classes
     label_smoothing: float = 0.05  # Share of the target that is spread over all classes
     schedule: str = "one_cycle"  # Learning rate over time: one_cycle, or constant
     dropout: float = 0.0  # Probability that a channel is dropped in a training step
@@ -198,7 +211,7 @@ class TrainingConfig:
 class SelectionConfig:
     "Which candidate a step accepts, and when growth stops."
 
-    metric: str = "loss"  # What is compared: loss, accuracy, balanced_accuracy or macro_f1
+    metric: str = "loss"  # loss, accuracy, balanced_accuracy, macro_f1 or your own module:function
     parsimony: str = "none"  # none: the best; one_standard_error: the smallest as good as the best
     acceptance: str = "gain"  # Accept any gain; significant: only one that the rows can show
     patience: int = 1  # Consecutive steps without a gain that are tolerated
@@ -345,6 +358,7 @@ class SearchConfig:
             *(first_epoch, seed, self.selection.metric),
         )
         values = (hyperparameters or {}).items()
+        plan = replace(plan, loss=own.loss, class_weights=own.class_weights)
         return replace(plan, **{k: v for k, v in values if k not in _NOT_IN_TRAIN_CONFIG})
 
     def specs_at(

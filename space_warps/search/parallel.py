@@ -16,7 +16,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-from ..training.objectives import losses, metrics
 from torch import multiprocessing
 
 from ..core import InputError
@@ -30,6 +29,7 @@ from .runner import FindCheckpoint, LocalRunner
 from ..training.checkpoint import Checkpoint
 from ..training.config import EpochMetrics
 from ..training.loop import Interrupted
+from ..training.objectives import losses, metrics
 
 # %% ../../nbs/04_search/09_parallel.ipynb #76e24af9
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from ..training.objectives import check_objectives
-
 from ..core import InputError
 from ..models.blocks import check_family
 from ..models.complexity import Latency
@@ -28,6 +26,7 @@ from .state import SearchState
 from .step import propose_candidates
 from .strategies import check_settings_have_effect, find_names, load_names
 from ..training.checkpoint import Checkpoint
+from ..training.objectives import check_objectives
 
 # %% ../../nbs/04_search/18_resume.ipynb #7797b671
 class ResumeState(Protocol):

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from ..training.objectives import losses, metrics
 
 from ..core import InputError, derive_seed
 from ..models.blocks import block_families
@@ -30,6 +29,7 @@ from space_warps.search.space import (
     meets_constraints,
     trained_keys,
 )
+from ..training.objectives import losses, metrics
 
 # %% ../../nbs/04_search/12_strategies.ipynb #97f71305
 _Strategy = Callable[[SearchHistory, Latency | None], list[CandidateProposal]]

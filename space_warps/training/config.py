@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from .objectives import CLASS_WEIGHTS, SELECTION_METRICS, greater_is_better
 from torch import nn
 
 from ..core import OMIT_IF_DEFAULT, InputError, coerce_numbers
 from ..models.registry import is_dotted_path
+from .objectives import CLASS_WEIGHTS, SELECTION_METRICS, greater_is_better
 
 # %% ../../nbs/03_training/01_config.ipynb #38540fbb
 SCHEDULES = ("one_cycle", "constant")

@@ -32,8 +32,6 @@ from space_warps.training.checkpoint import (
 )
 
 # %% ../../nbs/03_training/04_loop.ipynb #98e4cd49
-from .objectives import balanced_weights, build_loss, measure
-
 from space_warps.training.config import (
     EpochMetrics,
     TrainConfig,
@@ -42,6 +40,7 @@ from space_warps.training.config import (
     scale_new_layer_lr,
 )
 from .cuda_graph import CudaGraphStep, TrainStep
+from .objectives import balanced_weights, build_loss, measure
 
 # %% ../../nbs/03_training/04_loop.ipynb #26d4aed2
 def keep_freed_memory() -> None:
