@@ -32,6 +32,8 @@ setup(
         "hdf5": metadata["hdf5_requirements"].split(),
         "parquet": metadata["parquet_requirements"].split(),
         "tiff": metadata["tiff_requirements"].split(),
+        "export": metadata["export_requirements"].split(),
+        "serve": metadata["serve_requirements"].split(),
         "docs": metadata["docs_requirements"].split(),
         "dev": metadata["dev_requirements"].split(),
     },

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..core import InputError, check_limits, to_json
 from ..data.augment import Augment
 from ..data.fetch import FetchOptions
+from ..deploy.serve import ServeOptions
 from ..safety import MissingFileError, SafeFolder
 from ..search.config import PLAIN_PRESET, SearchConfig
 from ..search.settings import closest_name, list_settings, with_overrides
@@ -140,7 +141,9 @@ class Config:
     evaluate: _EvaluateConfig = field(default_factory=_EvaluateConfig)
     simulate: _SimulateConfig = field(default_factory=_SimulateConfig)
     fetch: FetchOptions = field(default_factory=FetchOptions)
-    out: str | None = None  # Metrics file of evaluate; folder of fetch; folder or file of audit
+    serve: ServeOptions = field(default_factory=ServeOptions)
+    format: str | None = None  # Of export: onnx, pt2 or safetensors; None: the ending of out
+    out: str | None = None  # File or folder to write; None: that of the run, for evaluate
     track: Any = None  # Trackers: tensorboard, wandb, or a list of both
     step: Any = None  # Step of the run, 0: empty network; for replay also final
     node: int | None = None  # Node of the run tree; None: the current one

@@ -29,6 +29,7 @@ from space_warps.cli.commands import (
     run_simulate,
 )
 from .config import Config, key_descriptions, known_keys, multirun, read_config
+from .export_commands import run_export, run_serve
 from .history_commands import run_branch, run_replay, run_tree, run_undo
 from space_warps.cli.overrides import (
     check_keys,
@@ -74,6 +75,8 @@ COMMANDS = {
     "fetch": "download a cutout from a survey for each row of data.csv_path to out",
     "simulate": "write a simulated catalogue to simulate.out_dir",
     "report": "write the report of run.dir again",
+    "export": "write the model of run.dir to out, for programs without this package",
+    "serve": "answer requests for class probabilities over HTTP",
     "tree": "print the steps and branches of run.dir",
     "replay": "train a step of run.dir again and compare the results",
     "undo": "go back to an earlier step of run.dir",
@@ -190,6 +193,8 @@ def _run(command: str, args: Sequence[str]) -> int:
         return _search(config_to_resume(config, keys) if config.run.resume else config)
     if command == "replay":
         return 0 if run_replay(config_to_resume(config, keys, ["step"])) else 1
+    if command == "serve":
+        return run_serve(config)
     if command == "branch":
         run_branch(config, given_search_settings(config, keys))
         return 0
@@ -202,6 +207,7 @@ def _run(command: str, args: Sequence[str]) -> int:
         "fetch": run_fetch,
         "simulate": run_simulate,
         "report": run_report,
+        "export": run_export,
         "tree": run_tree,
         "undo": run_undo,
     }

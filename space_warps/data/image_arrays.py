@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_BYTES', 'Shape', 'Values', 'SENTINELS', 'STRETCHES', 'DEFAULT_IMAGE_OPTIONS', 'UnusableImage',
-           'check_size', 'bands_first', 'mask_missing', 'ImageScaling', 'ImageOptions']
+           'limit_pixels', 'check_size', 'bands_first', 'mask_missing', 'ImageScaling', 'ImageOptions']
 
 # %% ../../nbs/01_data/02a_image_arrays.ipynb #f3ae93df
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -29,6 +31,21 @@ class UnusableImage(Exception):
     "An image that cannot be used; the message says why."
 
 
+_max_pixels: ContextVar[int] = ContextVar("max_pixels", default=MAX_PIXELS)
+
+
+@contextmanager
+def limit_pixels(
+    max_pixels: int,  # In one image
+) -> Iterator[None]:
+    "Within the block, and in its thread, refuse larger images before they are decoded."
+    token = _max_pixels.set(min(max_pixels, MAX_PIXELS))
+    try:
+        yield
+    finally:
+        _max_pixels.reset(token)
+
+
 def check_size(
     name: str,  # Of the image, for the message
     shape: tuple[int, ...],  # Declared, any number of axes
@@ -38,8 +55,8 @@ def check_size(
     if not all(0 < side < 2**40 for side in shape):
         raise UnusableImage(f"{name} declares the shape {shape}, with no pixels")
     height, width = sorted(shape)[-2:] if len(shape) > 1 else (1, *shape)
-    if height * width > MAX_PIXELS:
-        raise UnusableImage(f"{name} declares {width}x{height} pixels, over {MAX_PIXELS:,}")
+    if height * width > (largest := _max_pixels.get()):
+        raise UnusableImage(f"{name} declares {width}x{height} pixels, over {largest:,}")
     if math.prod(shape) * num_bytes > MAX_BYTES:
         raise UnusableImage(f"{name} declares an array {shape}, over {MAX_BYTES:,} bytes")
 

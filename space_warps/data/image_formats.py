@@ -37,6 +37,16 @@ def decode_image(
     options: ImageOptions = DEFAULT_IMAGE_OPTIONS,  # Bands and HDU
 ) -> tuple[Values, float | None]:  # uint8 or float32 (NaN: missing) [bands, height, width]; arcsec
     "Decode an image, and read its pixel scale; raise `UnusableImage` if it cannot be used."
+    try:
+        return _decode(content, name, options)
+    except UnusableImage:
+        raise
+    except Exception as error:  # the libraries raise many kinds for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnusableImage(f"{name} is damaged ({reason})") from error
+
+
+def _decode(content: bytes, name: str, options: ImageOptions) -> tuple[Values, float | None]:
     if content.startswith(b"\x1f\x8b"):
         content = _gunzip(content, name)
     if content.startswith(b"SIMPLE"):

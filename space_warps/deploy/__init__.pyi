@@ -1,4 +1,9 @@
+from .export import OnnxModel as OnnxModel
+from .export import export_model as export_model
 from .inference import InferenceModel as InferenceModel
 from .outliers import OutlierDetector as OutlierDetector
 from .predict import CatalogueReader as CatalogueReader
 from .predict import predict_to_file as predict_to_file
+from .serve import Service as Service
+from .serve import ServedModel as ServedModel
+from .serve import build_service as build_service
