@@ -83,9 +83,7 @@ def deterministic() -> Iterator[None]:
 
 # %% ../nbs/00_core.ipynb #10ff8513
 def choose_device(
-    name: str
-    | torch.device
-    | None = None,  # "cpu", "cuda", "cuda:1"; None or "auto" takes the best
+    name: str | torch.device | None = None,  # cpu, cuda, cuda:1; None or auto takes the best
 ) -> torch.device:
     "Choose the device to train on; raise `InputError` if it does not exist."
     available = ["cpu"]
@@ -103,15 +101,11 @@ def choose_device(
 _PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def _has_bfloat16(
-    device: torch.device,  # Device of the network
-) -> bool:
+def _has_bfloat16(device: torch.device) -> bool:
     "Whether the processor multiplies bfloat16 natively."
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # not in torch 2.11
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.11
     return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
@@ -122,11 +116,10 @@ def choose_precision(
     "Choose the precision of convolutions; raise `InputError` for an unknown name."
     if name not in _PRECISIONS:
         raise InputError(f"precision is one of {', '.join(_PRECISIONS)}; got {name!r}")
-    if name != "auto":
-        return name
-    return "bfloat16" if _has_bfloat16(device) else "float32"
+    native = "bfloat16" if _has_bfloat16(device) else "float32"
+    return native if name == "auto" else name
 
-# %% ../nbs/00_core.ipynb #977f7ae6
+
 def autocast(
     precision: str,  # float32 or bfloat16
     device: str | torch.device,  # Device of the network
@@ -195,8 +188,9 @@ def sha256_file(
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../nbs/00_core.ipynb #8e98226d
-OMIT_IF_DEFAULT = {"omit_if_default": True}  # Metadata: not written while it has its default
-NOT_WRITTEN = {"json_key": None}  # Metadata: never written, such as a tensor
+# Metadata of a field, as cattrs' `override` takes it
+OMIT_IF_DEFAULT = {"omit_if_default": True}  # Not written while it has its default
+NOT_WRITTEN = {"omit": True}  # Never written, such as a tensor
 _converter = Converter(forbid_extra_keys=True)
 
 
@@ -204,33 +198,23 @@ def json_key(
     name: str,  # Key in the files
 ) -> dict[str, Any]:
     "Metadata of a field that is written under a key other than its name."
-    return {"json_key": name}
+    return {"rename": name}
 
 
 def _overrides(record_type: Any) -> dict[str, Any]:
-    "Rules for the fields of a dataclass that have metadata."
-    result = {}
-    for item in fields(record_type) if is_dataclass(record_type) else ():
-        key = item.metadata.get("json_key", item.name)
-        omit_if_default = item.metadata.get("omit_if_default", False)
-        if key is None:
-            result[item.name] = override(omit=True)
-        elif key != item.name or omit_if_default:
-            result[item.name] = override(rename=key, omit_if_default=omit_if_default)
-    return result
+    marked = fields(record_type) if is_dataclass(record_type) else ()
+    return {item.name: override(**item.metadata) for item in marked if item.metadata}
 
-# %% ../nbs/00_core.ipynb #87344e02
+
+def _has_overrides(record_type: Any) -> bool:
+    return bool(_overrides(record_type))
+
+
 _converter.register_unstructure_hook_factory(
-    lambda record_type: bool(_overrides(record_type)),
-    lambda record_type: make_dict_unstructure_fn(
-        record_type, _converter, **_overrides(record_type)
-    ),
+    _has_overrides, lambda kind: make_dict_unstructure_fn(kind, _converter, **_overrides(kind))
 )
 _converter.register_structure_hook_factory(
-    lambda record_type: bool(_overrides(record_type)),
-    lambda record_type: make_dict_structure_fn(
-        record_type, _converter, _cattrs_forbid_extra_keys=True, **_overrides(record_type)
-    ),
+    _has_overrides, lambda kind: make_dict_structure_fn(kind, _converter, **_overrides(kind))
 )
 
 # %% ../nbs/00_core.ipynb #f3991387

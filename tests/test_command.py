@@ -95,7 +95,7 @@ def test_a_run_writes_its_files_and_keys(
     kept = {result.candidate.name for result in (*selected, history.final_result)}
     kept |= {point["name"] for point in summary["pareto"]}
     assert weights_in(tmp_path / "run") == sorted(kept)
-    assert any(name.startswith("finish/") for name in kept) == (not args)
+    assert any(name.startswith("final/") for name in kept) == (not args)
     assert (summary["final_training"] is None) == bool(args)
     assert [step["decision"] for step in summary["steps"]] == [
         step.decision.action for step in history.steps
@@ -245,7 +245,7 @@ def test_a_stop_between_final_trainings_keeps_the_network_of_the_search(
 
     def listen(event: Event) -> None:
         if isinstance(event, CandidateEnded) and event.result.candidate.role == "continued":
-            assert "finish/continued_00" in weights_in(run)
+            assert "final/continued_00" in weights_in(run)
             ended.append(event)
 
     runner = LocalRunner(*create_train_val_dataloaders(*tiny, train_ratio=0.7), device="cpu")
@@ -255,7 +255,7 @@ def test_a_stop_between_final_trainings_keeps_the_network_of_the_search(
     folder = RunFolder(run, describe_environment(tiny.csv_path, "cpu"))
     _, history = search(config, runner, observers=[folder, listen], should_stop=lambda: bool(ended))
     assert ended and history.final_training is None and history.final_result is history.accepted[-1]
-    assert weights_in(run) == ["finish/continued_00", "step_01/candidate_00"], "both may be needed"
+    assert weights_in(run) == ["final/continued_00", "step_01/candidate_00"], "both may be needed"
     measured = evaluate(load_model(run).build(), runner.val_loader)
     assert measured.accuracy == history.final_result.val_acc
 

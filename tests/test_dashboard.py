@@ -24,7 +24,7 @@ from PIL import Image
 
 from space_warps.cli.commands import make_runner
 from space_warps.cli.config import read_run_config
-from space_warps.cli.datasets import catalogue_paths, read_loaders
+from space_warps.cli.datasets import read_split
 from space_warps.dashboard.controller import latest_run
 from space_warps.data.simulate import sample_catalogue
 from space_warps.runs.state import read_history, read_run_state
@@ -240,7 +240,7 @@ def show(browser: Any, lab: Lab) -> Iterator[Callable[..., Notebook]]:
 def headless(folder: Path) -> str:
     """Hash of the network that the same settings and decisions give without the dashboard."""
     config = read_run_config(folder)
-    loaders = read_loaders(config, *catalogue_paths(config.data))
+    loaders, _ = read_split(config)
     runner = make_runner(config, loaders)
     decisions = read_run_state(folder).decisions
     _, history = search(config.search, runner, decide_step=repeat_decisions(decisions))

@@ -10,6 +10,7 @@ __all__ = ['make_runner', 'run_search', 'evaluate_on', 'run_evaluate', 'run_dir'
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,13 @@ def make_runner(
     return local if config.compute.workers == 1 else ParallelRunner(local, config.compute.workers)
 
 
-def _print_start(folder: RunFolder, runner: Runner, csv_path: str, loaders: Loaders) -> None:
-    print(f"{csv_path}: {runner.num_train} training rows, {runner.num_val} validation rows")
-    for note in catalogues_of(loaders)[0].notes:
+def _print_start(folder: RunFolder, runner: Runner, loaders: Loaders) -> None:
+    rows = catalogues_of(loaders)[0]
+    print(f"{rows.csv_path}: {runner.num_train} training rows, {runner.num_val} validation rows")
+    for note in rows.notes:
         print(f"note: {note}")
-    if skipped := catalogues_of(loaders)[0].skipped:
-        print(f"{len(skipped)} rows skipped, the first one: {skipped[0]}")
+    if rows.skipped:
+        print(f"{len(rows.skipped)} rows skipped, the first one: {rows.skipped[0]}")
     if folder.resume_state.history is not None:
         num_steps = len(folder.resume_state.history.steps)
         print(f"resuming after {num_steps} step{'s'[: num_steps != 1]}")
@@ -96,42 +98,31 @@ def run_search(
     should_stop: Callable[[], bool] = lambda: False,  # Called before each batch
 ) -> None:
     "Search, evaluate the network on the test set if there is one, and write the run folder."
-    run = config.run
-    path = Path(run.dir or f"results/{time.strftime('%Y-%m-%d_%H%M%S')}")
-    if not run.resume:
+    options = asdict(config.run)
+    path = Path(options.pop("dir") or f"results/{time.strftime('%Y-%m-%d_%H%M%S')}")
+    if not config.run.resume:
         check_new_folder(path)
     choose_device(config.compute.device)
-    trackers = [open_tracker(name, path / name) for name in config.trackers]
-    paths = catalogue_paths(config.data)
-    (find_names if run.resume else load_names)(config.search)
-    if not run.resume:
+    observers = [open_tracker(name, path / name) for name in config.trackers]
+    (find_names if config.run.resume else load_names)(config.search)
+    if not config.run.resume:
         check_settings_have_effect(config.search)
-    loaders, test_rows = read_split(config, *paths)
+    loaders, test_rows = read_split(config)
     runner = make_runner(config, loaders)
-    check_test(config, loaders, paths[1], runner.base_model.architecture)
-    folder = RunFolder(
-        path,
-        search_environment(config, runner, loaders),
-        to_yaml(config),
-        resume=run.resume,
-        accept_changes=run.accept_changes,
-        keep=run.keep,
-        checkpoint_s=run.checkpoint_s,
-    )
-    if run.resume:  # where files lie now
-        folder.files.write("config.yaml", to_yaml(config))
+    check_test(config, loaders, runner.base_model.architecture)
     if config.data.test_share:
-        trackers.append(test_share_writer(test_rows, path))
-    try:
+        observers.append(test_share_writer(test_rows, path))
+    environment = search_environment(config, runner, loaders)
+    folder = RunFolder(path, environment, to_yaml(config), **options)
+    if config.run.resume:  # where files lie now
+        folder.files.write("config.yaml", to_yaml(config))
+    with closing(runner), closing(folder):
         if folder.state.is_complete:
             _print_complete(folder)
         else:
-            _print_start(folder, runner, paths[0], loaders)
-            _run_search(config, runner, folder, trackers, should_stop)
-    finally:
-        folder.close()
-        runner.close()
-    _finish_run(config, folder, loaders, paths, should_stop)
+            _print_start(folder, runner, loaders)
+            _run_search(config, runner, folder, observers, should_stop)
+    _finish_run(config, folder, loaders, should_stop)
 
 # %% ../../nbs/10_cli/04_commands.ipynb #2e5e7024
 def _print_complete(folder: RunFolder) -> None:
@@ -148,8 +139,7 @@ def _run_search(
     observers: Sequence[Observer],
     should_stop: Callable[[], bool],
 ) -> None:
-    progress = ProgressBar(bars=sys.stderr.isatty())
-    try:
+    with closing(ProgressBar(bars=sys.stderr.isatty())) as progress:
         search(
             config.search,
             runner,
@@ -157,20 +147,14 @@ def _run_search(
             should_stop=should_stop,
             resume=folder.resume_state,
         )
-    finally:
-        progress.close()
 
 # %% ../../nbs/10_cli/04_commands.ipynb #8ea8dbd7
 def _finish_run(
-    config: Config,
-    folder: RunFolder,
-    loaders: Loaders,
-    paths: tuple[str, str],
-    should_stop: Callable[[], bool],
+    config: Config, folder: RunFolder, loaders: Loaders, should_stop: Callable[[], bool]
 ) -> None:
     "Evaluate the network of a search, unless that is done, and write the report."
     path, state = folder.folder, folder.state
-    test_paths, evaluation = test_catalogue_paths(config.data, path, paths), None
+    test_paths, evaluation = test_catalogue_paths(config.data, path), None
     try:
         has_network = state.is_complete and resumable_history(state).final_result is not None
         if has_network and not should_stop():
@@ -222,8 +206,7 @@ def run_evaluate(
     "Evaluate the model of a run on a labelled catalogue."
     folder = run_dir(config)
     load_model(folder)  # refuse a folder without a model before anything is read
-    has_events = (folder / "events.jsonl").is_file()
-    state = check_finished(folder) if has_events else None
+    state = check_finished(folder) if (folder / "events.jsonl").is_file() else None
     environment = state.environment if state is not None else {}
     stored = read_run_config(folder)
     own = own_test_set(config.data, stored.data, environment)
@@ -259,10 +242,10 @@ def run_dir(
 
 def _test_paths(data: DataConfig, folder: Path, is_own: bool) -> tuple[Path, str]:
     "Paths of the given catalogue, or of the test set of the run."
-    csv_path, img_dir_path = catalogue_paths(data)
     if not is_own:
+        csv_path, img_dir_path = catalogue_paths(data)
         return Path(csv_path), img_dir_path
-    test_paths = test_catalogue_paths(data, folder, (csv_path, img_dir_path))
+    test_paths = test_catalogue_paths(data, folder)
     if test_paths is None:
         raise InputError(
             f"{folder} has no test set of its own; give data.csv_path and data.img_dir_path"
@@ -369,21 +352,12 @@ def run_simulate(
     config: Config,  # Keys of all commands
 ) -> None:
     "Write a simulated catalogue."
-    sky = config.simulate
-    if sky.out_dir is None:
+    options = asdict(config.simulate)
+    if (folder := options.pop("out_dir")) is None:
         raise InputError("simulate.out_dir is missing; name an absent or empty folder")
-    simulate_catalogue(
-        sky.out_dir,
-        sky=sky.sky,  # type: ignore[arg-type]  # checked there
-        image_format=sky.image_format,  # type: ignore[arg-type]
-        num_rows=sky.num_rows,
-        num_test_rows=sky.num_test_rows,
-        seed=sky.seed,
-        image_size=sky.image_size,
-        progress=sys.stderr.isatty(),
-    )
-    names = ", ".join(path.name for path in sorted(Path(sky.out_dir).glob("*.csv")))
-    print(f"wrote {names} and images/ to {sky.out_dir}")
+    simulate_catalogue(folder, **options, progress=sys.stderr.isatty())
+    names = ", ".join(path.name for path in sorted(Path(folder).glob("*.csv")))
+    print(f"wrote {names} and images/ to {folder}")
 
 
 def run_report(

@@ -241,9 +241,8 @@ def read_config(
 
 
 def _compose(defaults: Config, args: Sequence[str], file: str | Path | None) -> DictConfig:
-    _store_schema(defaults, file)
     try:
-        with _initialize(file):
+        with _initialize(defaults, file):
             return compose("space_warps", list(args))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
         culprit = getattr(error, "override", None) or file or "the keys"
@@ -252,25 +251,17 @@ def _compose(defaults: Config, args: Sequence[str], file: str | Path | None) -> 
         raise InputError(f"{culprit}: {message}") from error
 
 
-def _initialize(file: str | Path | None) -> Any:
-    "Context in which Hydra composes configurations."
-    if file is None:
-        return initialize(version_base=None, config_path=None)
-    return initialize_config_dir(str(Path(file).resolve().parent), version_base=None)
-
-
-def _store_schema(defaults: Config, file: str | Path | None) -> None:
-    "Register the keys, and the file on top of them, as Hydra's config `space_warps`."
-    store = ConfigStore.instance()
+def _initialize(defaults: Config, file: str | Path | None) -> Any:
+    "Context of Hydra with the config `space_warps`: the defaults, and the file on top of them."
+    path = None if file is None else Path(file).resolve()
+    if path is not None and (not path.is_file() or path.suffix != ".yaml"):
+        raise InputError(f"{file} is no YAML file; --config takes an existing file NAME.yaml")
+    store, files = ConfigStore.instance(), [path.stem] if path else []
     store.store(name="_keys", node=_to_tree(defaults))
-    files = [] if file is None else [_config_name(Path(file))]
     store.store(name="space_warps", node={"defaults": ["_keys", *files, "_self_"]})
-
-
-def _config_name(path: Path) -> str:
-    if not path.is_file() or path.suffix != ".yaml":
-        raise InputError(f"{path} is no YAML file; --config takes an existing file NAME.yaml")
-    return path.stem
+    if path is None:
+        return initialize(version_base=None, config_path=None)
+    return initialize_config_dir(str(path.parent), version_base=None)
 
 # %% ../../nbs/10_cli/01_config.ipynb #9f0672c4
 def _split_literals(
@@ -348,10 +339,9 @@ def multirun(
     quoted = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), _escape(folder))
     typed += [f"hydra.sweep.dir='{quoted}'", "hydra.output_subdir=null"]
     typed += ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", *hydra_args]
-    _store_schema(Config(search=PLAIN_PRESET) if is_plain else Config(), file)
     job = functools.partial(_run_job, run, literal, Path(folder))
     try:
-        with _initialize(file):
+        with _initialize(Config(search=PLAIN_PRESET) if is_plain else Config(), file):
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None  # initialized
             batches = hydra.multirun("space_warps", job, typed, with_log_configuration=False)

@@ -12,32 +12,15 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from io import StringIO, TextIOBase
 from types import FrameType
 from typing import IO
 
-from space_warps.cli.commands import (
-    run_audit,
-    run_evaluate,
-    run_fetch,
-    run_predict,
-    run_report,
-    run_search,
-    run_simulate,
-)
+from . import commands, export_commands, history_commands
 from .config import Config, key_descriptions, known_keys, multirun, read_config
-from .export_commands import run_export, run_serve
-from .history_commands import run_branch, run_replay, run_tree, run_undo
-from space_warps.cli.overrides import (
-    check_keys,
-    config_to_resume,
-    format_value,
-    given_keys,
-    given_search_settings,
-)
 from ..core import InputError
 from ..safety import terminal_text
 
@@ -67,6 +50,16 @@ class _StopOnSignal:
         os.write(2, message.encode())  # print is not reentrant
 
 # %% ../../nbs/10_cli/06_main.ipynb #78d7c70e
+_RUN: dict[str, Callable[[Config], None]] = {
+    "evaluate": commands.run_evaluate,
+    "audit": commands.run_audit,
+    "fetch": commands.run_fetch,
+    "simulate": commands.run_simulate,
+    "report": commands.run_report,
+    "export": export_commands.run_export,
+    "tree": history_commands.run_tree,
+    "undo": history_commands.run_undo,
+}  # Commands that need no more than the configuration
 COMMANDS = {
     "search": "search for a network on a catalogue and write a run folder",
     "evaluate": "evaluate the model of run.dir on a labelled catalogue",
@@ -86,24 +79,22 @@ COMMANDS = {
 
 def _usage() -> str:
     "Help text: commands, and all keys with defaults and descriptions."
-    lines = ["usage: space-warps COMMAND [--config FILE.yaml] key=value ...", "", "commands:"]
-    lines += [f"  {name:10}{text}" for name, text in COMMANDS.items()]
-    lines += [
-        "",
-        "search --multirun runs a search for each combination of values: search.lr=0.1,0.2",
+    lines = [
+        "usage: space-warps COMMAND [--config FILE.yaml] key=value ...",
+        "\ncommands:",
+        *(f"  {name:10}{text}" for name, text in COMMANDS.items()),
+        "\nsearch --multirun runs a search for each combination of values: search.lr=0.1,0.2",
+        "\nkeys with their defaults:",
     ]
-    lines += ["", "keys with their defaults:"]
     descriptions, group = key_descriptions(), None
     for key, value in known_keys().items():
         if (own := key.rpartition(".")[0]) != group:
             group = own
-            lines += [
-                "",
-                f"{group}: {descriptions[group]}" if group else "Keys of single commands:",
-            ]
+            title = f"{group}: {descriptions[group]}" if group else "Keys of single commands:"
+            lines.append(f"\n{title}")
         text = descriptions[key].replace("None", "null")
-        lines.append(f"  {f'{key}={format_value(value)}':44}  {text}")
-    return "\n".join([*lines, "", "without data.csv_path the simulated sample is used"])
+        lines.append(f"  {f'{key}={history_commands.format_value(value)}':44}  {text}")
+    return "\n".join([*lines, "\nwithout data.csv_path the simulated sample is used"])
 
 # %% ../../nbs/10_cli/06_main.ipynb #d39c497d
 def main(
@@ -187,37 +178,27 @@ def _run(command: str, args: Sequence[str]) -> int:
             raise InputError(f"--multirun is an option of search, not of {command}")
         return multirun(_run_job, args, options.config)
     config = read_config(args, options.config)
-    keys = given_keys(args, config if options.config else None)
-    check_keys(command, keys)
+    keys = history_commands.given_keys(args, config if options.config else None)
+    history_commands.check_keys(command, keys)
     if command == "search":
-        return _search(config_to_resume(config, keys) if config.run.resume else config)
+        resumes = config.run.resume
+        return _search(history_commands.config_to_resume(config, keys) if resumes else config)
     if command == "replay":
-        return 0 if run_replay(config_to_resume(config, keys, ["step"])) else 1
+        return int(history_commands.run_replay(config, keys))
     if command == "serve":
-        return run_serve(config)
+        return export_commands.run_serve(config)
     if command == "branch":
-        run_branch(config, given_search_settings(config, keys))
-        return 0
-    if command == "predict":
-        run_predict(config, shlex.join(["space-warps", command, *args]))
-        return 0
-    others = {
-        "evaluate": run_evaluate,
-        "audit": run_audit,
-        "fetch": run_fetch,
-        "simulate": run_simulate,
-        "report": run_report,
-        "export": run_export,
-        "tree": run_tree,
-        "undo": run_undo,
-    }
-    others[command](config)
+        history_commands.run_branch(config, keys)
+    elif command == "predict":
+        commands.run_predict(config, shlex.join(["space-warps", command, *args]))
+    else:
+        _RUN[command](config)
     return 0
 
 
 def _search(config: Config) -> int:
     with _StopOnSignal() as stop:
-        run_search(config, stop)
+        commands.run_search(config, stop)
     return 128 + stop.received if stop.received is not None else 0
 
 

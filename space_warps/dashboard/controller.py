@@ -160,7 +160,7 @@ class RunController:
         key, own = _data_key(config), _data_key(self.config)
         with self._reading:
             if key not in self._splits:
-                split = read_split(config, *catalogue_paths(config.data))
+                split = read_split(config)
                 kept = {name: item for name, item in self._splits.items() if name == own}
                 self._splits = {**kept, key: split}
             return self._splits[key]
@@ -228,10 +228,9 @@ class RunController:
         def create() -> tuple[Runner, dict[str, Any]]:
             loaders, test_rows = self._read_split(config)
             runner = make_runner(config, loaders)
-            environment = search_environment(config, runner, loaders)
             if config.data.test_share and self.session is not None:
                 self.session.observers = [test_share_writer(test_rows, folder)]
-            return runner, environment
+            return runner, search_environment(config, runner, loaders)
 
         return create
 
@@ -293,7 +292,7 @@ class RunController:
         self.check_idle()
         folder, config = self.require_session().folder, self.config
         state = check_finished(folder)
-        test_paths = test_catalogue_paths(config.data, folder, catalogue_paths(config.data))
+        test_paths = test_catalogue_paths(config.data, folder)
         if test_paths is None:
             raise InputError("there are no test rows; enter a test catalogue on the Data page")
         saved_model = load_model(folder)

@@ -20,19 +20,7 @@ from torch import Tensor
 from ..data.augment import Augment
 from ..data.dataset import Space_Galaxi
 from ..data.image_store import display_bytes
-from space_warps.reports.plots import (
-    BELOW,
-    BLUE,
-    COLOURS,
-    LEFT,
-    ORANGE,
-    SKY,
-    SKY_TEXT,
-    TICK_SIZE,
-    add_panel,
-    default_style,
-    new_figure,
-)
+from . import plots
 from ..safety import plot_text
 
 # %% ../../nbs/07_reports/06_cutouts.ipynb #e9c5c707
@@ -41,13 +29,13 @@ def _tile_row(
 ) -> npt.NDArray[np.uint8]:  # [height, images * (width + 3), 3]
     "Cutouts side by side as one colour image, with gaps of 3 pixels."
     count, channels, height, width = images.shape
-    background = [int(SKY[index : index + 2], 16) for index in (1, 3, 5)]
+    background = [int(plots.SKY[index : index + 2], 16) for index in (1, 3, 5)]
     row = np.full((height, count, width + 3, 3), background, dtype=np.uint8)
     row[:, :, :width] = images[:, [0, channels // 2, channels - 1]].permute(2, 0, 3, 1).numpy()
     return row.reshape(height, -1, 3)
 
 
-@default_style()
+@plots.default_style()
 def _plot_sheet(
     images: Tensor,  # uint8 [images, channels, height, width]
     captions: Sequence[Sequence[str]],  # Lines for each
@@ -58,8 +46,8 @@ def _plot_sheet(
     side = width / num_columns
     step = side + 12 * (1 + max(map(len, captions), default=1)) - 8
     height = max(1, -(-len(images) // num_columns)) * step
-    figure = new_figure(width, round(height))
-    figure.set_facecolor(SKY)
+    figure = plots.new_figure(width, round(height))
+    figure.set_facecolor(plots.SKY)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     for row in range(-(-len(images) // num_columns)):
@@ -70,7 +58,7 @@ def _plot_sheet(
     for index, lines in enumerate(captions):
         left, top = index % num_columns * side, index // num_columns * step + side + 1
         text = "\n".join(map(plot_text, lines))
-        axes.text(left + 3, top, text, color=SKY_TEXT, fontsize=6, va="top", clip_on=True)
+        axes.text(left + 3, top, text, color=plots.SKY_TEXT, fontsize=6, va="top", clip_on=True)
     return figure
 
 # %% ../../nbs/07_reports/06_cutouts.ipynb #88e03876
@@ -111,38 +99,40 @@ def plot_augmented(
     return _plot_sheet(both, [["as read"]] * num_shown + [["augmented"]] * num_shown, num_shown)
 
 # %% ../../nbs/07_reports/06_cutouts.ipynb #622b2e84
-@default_style()
+@plots.default_style()
 def plot_distributions(
     train: Space_Galaxi,  # Training rows
     val: Space_Galaxi,  # Validation rows
     size: tuple[int, int] = (792, 190),  # Width and height in pixels
 ) -> Figure:
     "Number of rows per class and distribution of the first feature."
-    figure, (width, height) = new_figure(*size), size
-    middle = width // 2
-    left = add_panel(figure, (LEFT, BELOW, middle - 10, height - 20), "class", "rows")
+    figure, (width, height) = plots.new_figure(*size), size
+    middle, top = width // 2, height - 20
+    left = plots.add_panel(figure, (plots.LEFT, plots.BELOW, middle - 10, top), "class", "rows")
     indices = np.arange(len(train.classes))
-    kinds = (-0.2, train, BLUE, "training"), (0.2, val, ORANGE, "validation")
+    kinds = (-0.2, train, plots.BLUE, "training"), (0.2, val, plots.ORANGE, "validation")
     for shift, data, colour, name in kinds:
         counts = np.bincount(data.catalogue.labels, minlength=len(indices))
         bars = left.bar(indices + shift, counts, 0.4, color=colour, label=name)
-        left.bar_label(bars, fontsize=TICK_SIZE)
+        left.bar_label(bars)
     left.margins(y=0.15)
     names = [plot_text(name) for name in train.classes]
     left.set_xticks(indices, names)
-    left.legend(fontsize=TICK_SIZE, frameon=False, ncols=2, loc=(0, 0.96))
+    left.legend(ncols=2, loc=(0, 0.96))
     if not train.catalogue.feature_names:
         return figure
     name = plot_text(train.catalogue.feature_names[0])
-    right = add_panel(figure, (middle + LEFT, BELOW, width - 10, height - 20), name, "rows")
+    right = plots.add_panel(
+        figure, (middle + plots.LEFT, plots.BELOW, width - 10, top), name, "rows"
+    )
     values, labels = train.catalogue.features[:, 0], train.catalogue.labels
     parts = [values[(labels == label) & np.isfinite(values)] for label in indices]
     low, high = np.quantile(np.concatenate(parts), [0, 0.995])
     edges = np.linspace(float(low), float(high), 30).tolist()
-    for part, colour, label in zip(parts, COLOURS * 9, names, strict=False):
+    for part, colour, label in zip(parts, plots.COLOURS * 9, names, strict=False):
         right.hist(part, edges, histtype="step", color=colour, label=label, linewidth=1.4)
     right.set_yscale("symlog")
-    right.legend(fontsize=TICK_SIZE, frameon=False)
+    right.legend()
     return figure
 
 # %% ../../nbs/07_reports/06_cutouts.ipynb #cbf31505
@@ -163,17 +153,14 @@ def find_changed_predictions(
     "Find the rows whose prediction became correct or wrong."
     first, second = (logits.argmax(axis=1) == labels for logits in (before, after))
     order = np.argsort(-_confidence(after), kind="stable")
-    gained, lost = (
-        tuple(order[rows[order]].tolist()) for rows in (second & ~first, first & ~second)
-    )
+    gained = tuple(int(row) for row in order if second[row] and not first[row])
+    lost = tuple(int(row) for row in order if first[row] and not second[row])
     return ChangedPredictions(gained, lost, after)
 
 
 def _confidence(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     "[rows] probability of the predicted class."
-    probabilities: npt.NDArray[np.float64] = softmax(logits.astype(np.float64), axis=1)
-    confidence: npt.NDArray[np.float64] = probabilities.max(axis=1)
-    return confidence
+    return np.asarray(softmax(logits.astype(np.float64), axis=1).max(axis=1))
 
 
 def plot_changed_predictions(
@@ -182,21 +169,17 @@ def plot_changed_predictions(
     num_shown: int = 10,  # Of each kind, at most
 ) -> Figure:
     "The gained rows above, the lost ones below."
-    indices: list[int] = []
-    captions: list[list[str]] = []
-    blanks: list[int] = []
+    images, captions = [], []
     for kind, rows in (("gained", changed.gained[:num_shown]), ("lost", changed.lost[:num_shown])):
+        texts = [] if rows else [[f"none {kind}"]]
         for row in rows:
             truth, predicted = _classes_of(dataset, changed.logits, row)
-            wrong = [] if kind == "gained" else [f"→ {predicted}"]
-            captions.append([f"{kind}: {truth}", *wrong])
-        short = num_shown - len(rows)
-        blanks += range(len(captions), len(captions) + short)
-        indices += [*rows, *[0] * short]
-        captions += [[]] * short if rows else [[f"none {kind}"], *[[]] * (short - 1)]
-    images = _pixels_at(dataset, indices).clone()
-    images[blanks] = int(SKY[1:3], 16)
-    return _plot_sheet(images, captions, num_shown)
+            texts.append([f"{kind}: {truth}", *([f"→ {predicted}"] if kind == "lost" else [])])
+        shown = _pixels_at(dataset, [*rows, *[0] * (num_shown - len(rows))]).clone()
+        shown[len(rows) :] = int(plots.SKY[1:3], 16)  # the rest of the line is empty
+        images.append(shown)
+        captions += [*texts, *[[]] * (num_shown - len(texts))]
+    return _plot_sheet(torch.cat(images), captions, num_shown)
 
 
 def _classes_of(
@@ -213,9 +196,8 @@ def find_misclassifications(
     logits: npt.NDArray[np.float32],  # [rows, classes]
 ) -> list[int]:  # Indices of rows, the most confident first
     "Find the rows whose predicted class is wrong."
-    order = np.argsort(-_confidence(logits), kind="stable")
-    wrong: list[int] = order[(logits.argmax(axis=1) != labels)[order]].tolist()
-    return wrong
+    is_wrong = logits.argmax(axis=1) != labels
+    return [int(row) for row in np.argsort(-_confidence(logits), kind="stable") if is_wrong[row]]
 
 
 def plot_misclassifications(

@@ -8,6 +8,7 @@ __all__ = ['plot_network', 'path_to', 'plot_tree']
 # %% ../../nbs/07_reports/05_diagrams.ipynb #f2783494
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -18,8 +19,8 @@ from matplotlib.patches import Rectangle
 from ..core import InputError
 from ..models.blocks import BlockSpec, MapShape, block_output_shape, build_block
 from ..models.model import Architecture
-from .plots import BLUE, GREY, ORANGE, default_style, new_figure
-from ..runs.state import RunState
+from .plots import BLUE, GREY, ORANGE, add_points, default_style, new_figure
+from ..runs.state import RunNode, RunState
 from ..safety import plot_text
 
 # %% ../../nbs/07_reports/05_diagrams.ipynb #d7effcc9
@@ -31,6 +32,29 @@ def _measure_block(spec: BlockSpec, in_shape: MapShape) -> tuple[MapShape, int]:
     return block_output_shape(spec, in_shape), sum(p.numel() for p in block.parameters())
 
 # %% ../../nbs/07_reports/05_diagrams.ipynb #edceb200
+def _boxes(
+    empty: Architecture, blocks: Sequence[BlockSpec], num_accepted: int
+) -> list[tuple[str, MapShape, str]]:  # Label, map shape and colour
+    "The image, the blocks that fit its maps, and the head."
+    channels, height, width = empty.image_shape
+    is_long = len(blocks) > 7  # narrow boxes have shorter labels
+    more = "" if is_long else f" px\n{channels} channel{'s'[: channels > 1]}"
+    boxes = [(f"image\n{width}x{height}{more}", empty.encoded_shape, GREY)]
+    for index, spec in enumerate(blocks):
+        before = boxes[-1][1]
+        try:
+            shape, num_params = _measure_block(spec, before)
+        except InputError:
+            break
+        size, kernel = f"{shape[2]}x{shape[1]}", f"{spec.kernel_size}x{spec.kernel_size}"
+        label = f"{spec.family} {kernel}\n{size} px, k={spec.k}\n{num_params:,} par."
+        if is_long:
+            label = f"k={spec.k}\n{size}" if shape[1:] != before[1:] else f"k={spec.k}"
+        boxes.append((label, shape, BLUE if index < num_accepted else ORANGE))
+    label = f"head\n{len(empty.classes)}{'' if is_long else ' classes'}"
+    return [*boxes, (label, (len(empty.classes), height // 2, 1), GREY)]
+
+
 @default_style()
 def plot_network(
     empty: Architecture,  # The network without blocks
@@ -41,61 +65,30 @@ def plot_network(
     "Draw the blocks from left to right, with map sizes and parameters; candidates in orange."
     figure = new_figure(*size)
     axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
-    num_accepted = len(blocks) if num_accepted is None else num_accepted
-    channels, height, width = empty.image_shape
-    shape = empty.encoded_shape
-    is_long = len(blocks) > 7  # narrow boxes have shorter labels
-    message = f"image\n{width}x{height}"
-    message += "" if is_long else f" px\n{channels} channel{'s'[: channels > 1]}"
-    boxes = [(message, shape, GREY)]
-    for index, spec in enumerate(blocks):
-        before = shape
-        try:
-            shape, num_params = _measure_block(spec, shape)
-        except InputError:
-            break
-        message = f"k={spec.k}"
-        message += f"\n{shape[2]}x{shape[1]}" if shape[1:] != before[1:] else ""
-        if not is_long:
-            message = (
-                f"{spec.family} {spec.kernel_size}x{spec.kernel_size}\n{shape[2]}x{shape[1]} px, "
-            )
-            message += f"k={spec.k}\n{num_params:,} par."
-        boxes.append((message, shape, BLUE if index < num_accepted else ORANGE))
-    message = f"head\n{len(empty.classes)}{'' if is_long else ' classes'}"
-    boxes.append((message, (len(empty.classes), height // 2, 1), GREY))
+    boxes = _boxes(empty, blocks, len(blocks) if num_accepted is None else num_accepted)
     axes.set(xlim=(0, max(6.6, len(boxes))), ylim=(-0.75, 1.08))
-    most = max([shape[0] for _, shape, _ in boxes])
-    fontsize = 6.5 if is_long else 7.5
-    for index, (message, (wide, high, _), colour) in enumerate(boxes):
-        breadth, side = 0.12 + 0.5 * (wide / most) ** 0.5, 0.1 + 0.9 * high / height
-        corner = index + 0.5 - breadth / 2, 0.5 - side / 2
-        is_new = colour == ORANGE
-        axes.add_artist(
-            Rectangle(corner, breadth, side, fc=colour, alpha=0.75, hatch="//" if is_new else "")
-        )
-        axes.text(index + 0.5, -0.08, message, ha="center", va="top", fontsize=fontsize)
+    most = max(shape[0] for _, shape, _ in boxes)
+    fontsize = 6.5 if len(blocks) > 7 else 7.5
+    for index, (label, (channels, height, _), colour) in enumerate(boxes):
+        width = 0.12 + 0.5 * (channels / most) ** 0.5
+        side = 0.1 + 0.9 * height / empty.image_shape[1]
+        corner, hatch = (index + 0.5 - width / 2, 0.5 - side / 2), "//" if colour == ORANGE else ""
+        axes.add_artist(Rectangle(corner, width, side, fc=colour, alpha=0.75, hatch=hatch))
+        axes.text(index + 0.5, -0.08, label, ha="center", va="top", fontsize=fontsize)
     return figure
 
 # %% ../../nbs/07_reports/05_diagrams.ipynb #59c5a009
 def _node_positions(record: RunState) -> dict[int, tuple[int, int]]:  # Step and lane, from 0
     "Position of each node: its step, and a lane of its branch."
-    indices: dict[int, tuple[int, int]] = {}
-    used = -1
-    children: dict[int | None, list[int]] = {}
-    for node in record.nodes:
-        children.setdefault(node.parent, []).append(node.number)
-    waiting: list[tuple[int, int, int | None]] = [(n, 0, None) for n in children.get(None, [])]
-    while waiting:
-        number, depth, lane = waiting.pop()
-        if lane is None:
-            used += 1
-            lane = used
-        indices[number] = depth, lane
-        below = children.get(number, [])
-        waiting += [(other, depth + 1, None) for other in reversed(below[1:])]
-        waiting += [(first, depth + 1, lane) for first in below[:1]]
-    return indices
+    positions: dict[int, tuple[int, int]] = {}
+    num_lanes, continued = 0, set()  # Nodes whose lane goes on in their first child
+    for node in record.nodes:  # each comes after its parent
+        depth, lane = (-1, num_lanes) if node.parent is None else positions[node.parent]
+        if node.parent is None or node.parent in continued:
+            lane, num_lanes = num_lanes, num_lanes + 1
+        continued.add(node.parent)
+        positions[node.number] = depth + 1, lane
+    return positions
 
 
 def path_to(
@@ -118,37 +111,40 @@ def plot_tree(
     figure = new_figure(*size)
     axes = figure.add_axes((0.02, 0.1, 0.96, 0.8))
     axes.axis("off")
-    indices = _node_positions(record)
-    if not indices:
+    positions = _node_positions(record)
+    if not positions:
         return figure
-    path = path_to(record, record.current)
+    path = {*path_to(record, record.current)}
     pairs = [(node.parent, node.number) for node in record.nodes if node.parent is not None]
     for on_path, width, colour in ((False, 1, GREY), (True, 3, BLUE)):
-        lines = [[indices[a], indices[b]] for a, b in pairs if (a in path and b in path) == on_path]
+        chosen = [pair for pair in pairs if (set(pair) <= path) == on_path]
+        lines = [[positions[a], positions[b]] for a, b in chosen]
         axes.add_collection(LineCollection(lines, linewidths=width, colors=colour, zorder=1))
-    rejected = {
-        n.number for n in record.nodes if n.history.steps and not n.history.steps[-1].selected
+    ring: dict[str, Any] = {
+        "facecolors": "none",
+        "edgecolors": ORANGE,
+        "linewidths": 2,
+        "zorder": 3,
     }
-    for is_taken, marker, colour in ((True, "o", BLUE), (False, "s", GREY)):
-        some = [xy for number, xy in indices.items() if (number not in rejected) == is_taken]
-        if some:
-            xs, ys = zip(*some, strict=True)
-            axes.scatter(xs, ys, 110, "white", marker=marker, edgecolors=colour, zorder=2)
-    axes.scatter(*indices[record.current], 260, "none", edgecolors=ORANGE, linewidths=2, zorder=3)
-    fontsize = 7 if len(indices) < 40 else 5
-    for number, index in indices.items():
-        axes.text(*index, str(number), ha="center", va="center", fontsize=fontsize, zorder=4)
-        _label_branch(axes, record, number, index)
-    deepest = max(depth for depth, _ in indices.values())
-    lanes = max(lane for _, lane in indices.values())
+    add_points(axes, [positions[record.current]], 260, **ring)
+    fontsize = 7 if len(positions) < 40 else 5
+    for node in record.nodes:
+        position, step = positions[node.number], node.history.steps[-1:]
+        is_rejected = bool(step) and not step[0].selected
+        style = {"marker": "s", "edgecolors": GREY} if is_rejected else {"edgecolors": BLUE}
+        add_points(axes, [position], 110, facecolors="white", zorder=2, **style)
+        text = str(node.number)
+        axes.text(*position, text, ha="center", va="center", fontsize=fontsize, zorder=4)
+        _label_branch(axes, record, node, position)
+    deepest, lanes = (max(values) for values in zip(*positions.values(), strict=True))
     axes.set(xlim=(-0.4, max(deepest, 2) + 0.6), ylim=(max(lanes, 1) + 0.5, -0.7))
     return figure
 
 
-def _label_branch(axes: Axes, record: RunState, number: int, index: tuple[int, int]) -> None:
+def _label_branch(axes: Axes, record: RunState, node: RunNode, position: tuple[int, int]) -> None:
     "Write the name of a branch below its first node."
-    node = record.nodes[number]
     parent = record.nodes[node.parent] if node.parent is not None else None
     if parent is None or parent.history.branch != node.history.branch:
-        message = plot_text(node.history.branch) if parent is not None else "empty"
-        axes.annotate(message, index, (0, -17), textcoords="offset points", ha="center", fontsize=7)
+        text = plot_text(node.history.branch) if parent is not None else "empty"
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
+        axes.annotate(text, position, (0, -17), **style)

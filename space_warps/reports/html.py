@@ -6,33 +6,20 @@
 __all__ = ['write_report']
 
 # %% ../../nbs/07_reports/04_html.ipynb #13300fbd
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from matplotlib.figure import Figure
 
 from ..core import write_atomic, write_json
 from ..data.symmetry import describe_symmetries
 from ..evaluation.evaluate import stored_evaluation
 from ..evaluation.metrics import format_share
+from . import plots, test_plots
 from .model_card import Sections, model_card, to_markdown
-from space_warps.reports.plots import (
-    DARK_FILTER,
-    draw_or_explain,
-    plot_accuracy_vs_depth,
-    plot_pareto,
-    to_png,
-    to_svg,
-)
 from .summary import describe, summarize
-from space_warps.reports.test_plots import (
-    check_evaluation,
-    plot_by_brightness,
-    plot_confusion,
-    plot_curves,
-    plot_reliability,
-)
 from ..runs.folder import check_finished
 from ..runs.progress import describe_decision
 from ..runs.state import RunState, resumable_history
@@ -55,29 +42,39 @@ def _verdict(step: Step, result: CandidateResult) -> str:
     return f"{text}; the smallest detectable gain is {100 * test.min_detectable:.1f}"
 
 # %% ../../nbs/07_reports/04_html.ipynb #b542fb9a
-_SEARCH_FIGURES = (  # Label, and file of the picture
-    ("validation accuracy against depth", "accuracy_vs_depth.png"),
-    ("log-loss against parameters and multiply-adds", "pareto.png"),
-)
+_DEPTH = "validation accuracy against depth"
+_PARETO = "log-loss against parameters and multiply-adds"
+_TEST_PLOTS = {
+    "confusion matrix": test_plots.plot_confusion,
+    "reliability diagram": test_plots.plot_reliability,
+    "accuracy against brightness": test_plots.plot_by_brightness,
+    "ROC and purity against completeness": test_plots.plot_curves,
+}
+
+
+def _draw(
+    label: str, plot: Callable[[], Figure], path: Path | None = None
+) -> tuple[str, str]:  # SVG, or why it failed
+    "Draw a figure of the page, and write it as a PNG if a path is given."
+
+    def draw() -> tuple[str, bytes]:
+        figure = plot()
+        return plots.to_svg(figure, label), plots.to_png(figure, dpi=150) if path else b""
+
+    files, error = plots.draw_or_explain(label, draw)
+    if path is not None:
+        _write_or_remove(path, files[1] if files else None)
+    return files[0] if files else "", error
 
 
 def _draw_search(history: SearchHistory, folder: Path) -> dict[str, tuple[str, str]]:
-    "SVG, or why it failed, of each figure of the search; each is also a PNG in the folder."
-    plots = (
-        partial(plot_accuracy_vs_depth, history),
-        partial(plot_pareto, history, (NUM_PARAMS, NUM_MACS), size=(640, 300)),
+    def draw_pareto() -> Figure:
+        return plots.plot_pareto(history, (NUM_PARAMS, NUM_MACS), size=(640, 300))
+
+    depth = _draw(
+        _DEPTH, lambda: plots.plot_accuracy_vs_depth(history), folder / "accuracy_vs_depth.png"
     )
-    drawn = {}
-    for (label, name), plot in zip(_SEARCH_FIGURES, plots, strict=True):
-        files, error = draw_or_explain(label, partial(_draw_both, plot, label))
-        _write_or_remove(folder / name, files[0] if files else None)
-        drawn[label] = (files[1] if files else "", error)
-    return drawn
-
-
-def _draw_both(plot: Any, label: str) -> tuple[bytes, str]:
-    figure = plot()
-    return to_png(figure, dpi=150), to_svg(figure, label)
+    return {_DEPTH: depth, _PARETO: _draw(_PARETO, draw_pareto, folder / "pareto.png")}
 
 
 def _write_or_remove(path: Path, content: bytes | None) -> None:
@@ -89,16 +86,9 @@ def _write_or_remove(path: Path, content: bytes | None) -> None:
 
 
 def _draw_test(evaluation: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    "SVG, or why it failed, of each figure of an evaluation."
-    plots = {
-        "confusion matrix": plot_confusion,
-        "reliability diagram": plot_reliability,
-        "accuracy against brightness": plot_by_brightness,
-        "ROC and purity against completeness": plot_curves,
-    }
     return {
-        label: draw_or_explain(label, lambda: to_svg(plot(evaluation), label))  # noqa: B023
-        for label, plot in plots.items()
+        label: _draw(label, lambda: plot(evaluation))  # noqa: B023
+        for label, plot in _TEST_PLOTS.items()
     }
 
 # %% ../../nbs/07_reports/04_html.ipynb #4f2b9c01
@@ -117,10 +107,10 @@ def _fill_template(
         steps=list(zip(history.steps, summary["steps"], strict=True)),
         config=history.config,
         figures=figures,
-        search_figures=[label for label, _ in _SEARCH_FIGURES],
+        search_figures=[_DEPTH, _PARETO],
         test=evaluation,
         card=card,
-        dark_filter=DARK_FILTER,
+        dark_filter=plots.DARK_FILTER,
         description=describe(summary),
         symmetries=describe_symmetries(history.base_architecture.symmetries),
         describe_candidate=describe_candidate,
@@ -140,15 +130,17 @@ def write_report(
     state = check_finished(folder, state)
     history, latency = resumable_history(state), state.latency_ms
     if (evaluation := evaluation or stored_evaluation(folder)) is not None:
-        evaluation = check_evaluation(evaluation, folder)
+        evaluation = test_plots.check_evaluation(evaluation, folder)
     summary = summarize(history, state.model_sha256, state.search_s, latency)
     has_network = summary["num_layers"] > 0 and history.final_result is not None
     figures = _draw_search(history, folder)
     if latency:
         time_ms = Objective("time per image (ms)", lambda o: latency.get(o.candidate.name))
-        plot = partial(plot_pareto, history, (time_ms,), size=(400, 300))
-        content, _ = draw_or_explain("log-loss against latency", lambda: to_png(plot(), dpi=150))
-        _write_or_remove(folder / "latency.png", content)
+        _draw(
+            "log-loss against latency",
+            lambda: plots.plot_pareto(history, (time_ms,), size=(400, 300)),
+            folder / "latency.png",
+        )
     figures |= _draw_test(evaluation) if evaluation else {}
     write_json(folder / "progressive_summary.json", summary)
     card = model_card(history, summary, state.environment, evaluation) if has_network else {}

@@ -14,14 +14,7 @@ from torch import Tensor
 
 from ..core import InputError, deterministic
 from ..models.model import ProgressiveModel
-from space_warps.reports.plots import (
-    LABEL_SIZE,
-    SKY,
-    SKY_TEXT,
-    TICK_SIZE,
-    default_style,
-    new_figure,
-)
+from . import plots
 from ..safety import plot_text
 
 # %% ../../nbs/07_reports/07_occlusion.ipynb #a35677b6
@@ -65,7 +58,7 @@ def _starts(length: int, patch: int, stride: int) -> list[int]:
     return sorted({*range(0, length - patch, stride), length - patch})
 
 # %% ../../nbs/07_reports/07_occlusion.ipynb #224b4357
-@default_style()
+@plots.default_style()
 def plot_occlusion(
     image: Tensor,  # float32 [channels, height, width] in [0, 1]
     drops: npt.NDArray[np.float64],  # [height, width], as `occlusion_map` gives it
@@ -73,16 +66,16 @@ def plot_occlusion(
     size: tuple[int, int] = (420, 240),  # Width and height in pixels
 ) -> Figure:
     "A cutout beside its occlusion map."
-    figure = new_figure(*size)
-    figure.set_facecolor(SKY)
+    figure = plots.new_figure(*size)
+    figure.set_facecolor(plots.SKY)
     shown = image[[0, len(image) // 2, len(image) - 1]].permute(1, 2, 0).numpy()
     most = max(100 * float(np.abs(drops).max()), 1e-4)
     for left, title in ((0.0, plot_text(heading)), (0.43, "drop if covered (points)")):
         axes = figure.add_axes((left, 0.03, 0.43, 0.85))
         axes.axis("off")
-        axes.set_title(title, fontsize=LABEL_SIZE, color=SKY_TEXT)
+        axes.set_title(title, color=plots.SKY_TEXT)
         axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
     drawn = axes.imshow(100 * drops, cmap="PuOr_r", vmin=-most, vmax=most, alpha=0.75)
     bar = figure.colorbar(drawn, cax=figure.add_axes((0.87, 0.12, 0.02, 0.68)))
-    bar.ax.tick_params(labelsize=TICK_SIZE, colors=SKY_TEXT)
+    bar.ax.tick_params(colors=plots.SKY_TEXT)
     return figure

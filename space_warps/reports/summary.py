@@ -59,8 +59,7 @@ def summarize(
                 "name": o.candidate.name,
                 "blocks": _blocks_of(o),
                 "latency_ms": (latency or {}).get(o.candidate.name),
-                **_training(o, history.config),
-                **_epochs(step, o),
+                **_training(o, history.config, step),
             }
             for o in pareto_results(history)
             for step in history.steps
@@ -104,29 +103,23 @@ def _blocks_of(result: CandidateResult) -> list[dict[str, Any]]:
     return [to_json(spec) for spec in result.candidate.blocks]
 
 
-def _training(result: CandidateResult, config: SearchConfig) -> dict[str, Any]:
+def _training(
+    result: CandidateResult, config: SearchConfig, step: Step | None = None
+) -> dict[str, Any]:
+    "Metrics of a network, and its epochs in all rungs of a step."
+    candidate = result.candidate
+    rungs = [o.candidate for o in step.earlier_results] if step else []
+    own = [o for o in rungs if (o.role, o.index) == (candidate.role, candidate.index)]
+    earlier = sum(o.train_config.epochs for o in own)
     return {
         "val_accuracy": result.val_acc,
         "val_log_loss": result.val_loss,
         "num_params": result.num_params,
         "num_macs": result.num_macs,
-        "epochs": result.candidate.train_config.epochs,
-        "inherited_epochs": result.candidate.inherited_epochs,
+        "epochs": earlier + candidate.train_config.epochs,
+        "inherited_epochs": candidate.inherited_epochs - earlier,
         "failed": result.failed,
-        "hyperparameters": result.candidate.hyperparameters(config.varied),
-    }
-
-
-def _epochs(step: Step, result: CandidateResult) -> dict[str, int]:
-    "Epochs of all rungs in this step, and epochs inherited from the parent."
-    candidate = result.candidate
-    rungs = [(o.candidate.role, o.candidate.index, o.candidate) for o in step.earlier_results]
-    own = (candidate.role, candidate.index)
-    epochs = sum(item.train_config.epochs for *who, item in rungs if tuple(who) == own)
-    epochs += candidate.train_config.epochs
-    return {
-        "epochs": epochs,
-        "inherited_epochs": candidate.inherited_epochs + candidate.train_config.epochs - epochs,
+        "hyperparameters": candidate.hyperparameters(config.varied),
     }
 
 
@@ -147,15 +140,14 @@ def _step(step: Step, config: SearchConfig) -> dict[str, Any]:
                 # blocks of other networks follow from their parents
                 **({"blocks": _blocks_of(result)} if result.candidate.mutation == "fresh" else {}),
                 "parent": result.candidate.parent,
-                **_training(result, config),
-                **_epochs(step, result),
+                **_training(result, config, step),
                 "dropped": dropped.get(result.candidate.index),
                 "predicted": result.candidate.predicted,
                 "against_control": to_json(step.test_of(result)),
             }
             for result in step.results
         ],
-        "control": {**_training(step.control, config), **_epochs(step, step.control)},
+        "control": _training(step.control, config, step),
         "beam": [result.candidate.index for result in step.beam],
         "rank_correlation": rank_correlation(step),
     }

@@ -7,137 +7,91 @@ __all__ = ['check_evaluation', 'plot_confusion', 'plot_reliability', 'plot_curve
 
 # %% ../../nbs/07_reports/03_test_plots.ipynb #5e2a2bc3
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, get_args
 
-from cattrs import Converter, transform_error
-from cattrs.errors import BaseValidationError
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core import InputError
-from space_warps.reports.plots import (
-    BLUE,
-    COLOURS,
-    GREY,
-    LABEL_SIZE,
-    TICK_SIZE,
-    default_style,
-    new_figure,
-    style_axes,
-)
+from . import plots
 from ..safety import plot_text, terminal_text
 
 # %% ../../nbs/07_reports/03_test_plots.ipynb #6a0d11f2
-class _ClassMetrics(TypedDict):
-    num_rows: int
-    completeness: float | None
-    purity: float | None
-    f1: float | None
-    roc_auc: float | None
-    average_precision: float | None
+_NUMBER: Any = float | int
+_METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "brier", "log_loss", "ceiling")
+_CLASS_METRICS = ("completeness", "purity", "f1", "roc_auc", "average_precision")
+_EVALUATION = {  # Key -> type, [items], [first, second], or {key: value}; `?` marks optional keys
+    **{"catalogue": str, "classes": [str], "num_rows": int, "num_objects": int},
+    **{"num_evaluations": int | None, "num_overlapping?": int | None},
+    **{"overlap_unchecked?": str, "notes?": [str], "shift?": [str]},
+    **dict.fromkeys(_METRICS, _NUMBER),
+    "intervals?": {str: [_NUMBER, _NUMBER]},
+    "per_class": {str: {"num_rows": int, **dict.fromkeys(_CLASS_METRICS, _NUMBER | None)}},
+    "confusion": {"counts": [[_NUMBER]], "by_true": [[_NUMBER]]},
+    "reliability": [{"confidence": _NUMBER, "accuracy": _NUMBER}],
+    "by_signal_to_noise": [{"low": _NUMBER, "high": _NUMBER, "accuracy": _NUMBER}],
+    "curves": {str: {"roc": [_NUMBER], "precision_recall": [_NUMBER]}},
+    "baselines?": [
+        {"name": str, "inputs": str, "accuracy": _NUMBER, "interval": [_NUMBER, _NUMBER]}
+        | {"log_loss": _NUMBER, "num_params": int | None}
+    ],
+}
 
 
-class _Confusion(TypedDict):
-    counts: list[list[float]]
-    by_true: list[list[float]]
-
-
-class _Bin(TypedDict):
-    confidence: float
-    accuracy: float
-
-
-class _BrightnessBin(TypedDict):
-    low: float
-    high: float
-    accuracy: float
-
-
-class _Curves(TypedDict):
-    roc: list[float]
-    precision_recall: list[float]
-
-
-class _Baseline(TypedDict):
-    name: str
-    inputs: str
-    accuracy: float
-    interval: tuple[float, float]
-    log_loss: float
-    num_params: int | None
-
-
-class _Evaluation(TypedDict):
-    catalogue: str
-    num_evaluations: int | None
-    num_overlapping: NotRequired[int | None]
-    overlap_unchecked: NotRequired[str]
-    notes: NotRequired[list[str]]
-    shift: NotRequired[list[str]]
-    num_rows: int
-    num_objects: int
-    accuracy: float
-    balanced_accuracy: float
-    macro_f1: float
-    ece: float
-    brier: float
-    log_loss: float
-    ceiling: float
-    intervals: NotRequired[dict[str, tuple[float, float]]]
-    classes: list[str]
-    per_class: dict[str, _ClassMetrics]
-    confusion: _Confusion
-    reliability: list[_Bin]
-    by_signal_to_noise: list[_BrightnessBin]
-    curves: dict[str, _Curves]
-    baselines: NotRequired[list[_Baseline]]
+def _check(value: Any, schema: Any, where: str) -> None:
+    "Raise `InputError` at the first value that the schema does not allow."
+    if isinstance(schema, list) and isinstance(value, list | tuple):
+        if len(schema) > 1 and len(value) != len(schema):
+            raise InputError(f"{where} has {len(value)} values instead of {len(schema)}")
+        for index, item in enumerate(value):
+            _check(item, schema[index % len(schema)], f"{where}[{index}]")
+    elif isinstance(schema, dict) and isinstance(value, dict):
+        items = dict.fromkeys(value, schema[str]) if str in schema else schema
+        for key, inner in items.items():
+            name = key.removesuffix("?")
+            if name in value:
+                _check(value[name], inner, f"{where}.{name}".lstrip("."))
+            elif name == key:
+                raise InputError(f"{where}.{name} is missing".lstrip("."))
+    elif type(value) not in (get_args(schema) or (schema,)):
+        raise InputError(f"{where or 'it'} is {value!r:.40}, which is of another type")
 
 # %% ../../nbs/07_reports/03_test_plots.ipynb #6a0d11f3
-def _exactly(*types: type) -> Any:
-    def check(value: Any, target: Any) -> Any:
-        if type(value) not in types:
-            raise ValueError(f"{value!r:.40} is of another type")
-        return value
-
-    return check
-
-
-_converter = Converter()
-for hint, types in ((float, (float, int)), (int, (int,)), (str, (str,))):
-    _converter.register_structure_hook(hint, _exactly(*types))
-
-
 def check_evaluation(
     record: Any,  # JSON values, perhaps of somebody else
     folder: str | Path,  # Folder of the run, for the message
 ) -> dict[str, Any]:  # The record
     "Raise `InputError` unless an evaluation has the types that `evaluate_run` writes."
     try:
-        _converter.structure(record, _Evaluation)
-        problem = _inconsistency(record)
-    except BaseValidationError as error:
-        problem = transform_error(error, path="")[0]
-    if problem:
+        _check(record, _EVALUATION, "")
+        _check_lengths(record)
+    except InputError as error:
         raise InputError(
-            f"{Path(folder, 'evaluation.json')} is damaged: {terminal_text(problem)}; "
+            f"{Path(folder, 'evaluation.json')} is damaged: {terminal_text(error)}; "
             "delete it and evaluate again"
-        )
+        ) from error
     return dict(record)
 
 
-def _inconsistency(record: dict[str, Any]) -> str:  # Empty if there is none
-    names, curves = record["classes"], record["curves"]
-    tables = [record["confusion"][name] for name in ("counts", "by_true")]
-    if not isinstance(names, list) or names != list(record["per_class"]):
-        return "classes and per_class differ"
+def _check_lengths(record: dict[str, Any]) -> None:
+    names, drawn = record["classes"], record["curves"]
+    if names != list(record["per_class"]):
+        raise InputError("classes and per_class differ")
+    tables = record["confusion"].values()
     if any(len(row) != len(names) for table in tables for row in (table, *table)):
-        return "the confusion matrix has another number of classes"
-    if not set(curves) <= set(names):
-        return "curves of an unknown class"
-    lengths = [(len(item["roc"]), len(item["precision_recall"])) for item in curves.values()]
-    return "" if all(a == b > 1 for a, b in lengths) else "curves of different lengths"
+        raise InputError("the confusion matrix has another number of classes")
+    if not set(drawn) <= set(names):
+        raise InputError("curves of an unknown class")
+    if not all(len(curve["roc"]) == len(curve["precision_recall"]) > 1 for curve in drawn.values()):
+        raise InputError("curves of different lengths")
 
 # %% ../../nbs/07_reports/03_test_plots.ipynb #592fb00f
-@default_style()
+def _new_axes(width: int, height: int, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = plots.new_figure(width, height, "constrained")
+    return figure, figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
+
+
+@plots.default_style()
 def plot_confusion(
     record: dict[str, Any],  # As `evaluate_run` gives it
 ) -> Figure:
@@ -145,70 +99,63 @@ def plot_confusion(
     counts, shares = record["confusion"]["counts"], record["confusion"]["by_true"]
     names = [plot_text(name) for name in record["classes"]]
     side = max(320, 80 * len(names) + 140)
-    figure = new_figure(side, side, "constrained")
-    axes = figure.subplots()
+    figure, axes = _new_axes(side, side, "predicted class", "true class")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, (line, part) in enumerate(zip(counts, shares, strict=True)):
         for column, (count, share) in enumerate(zip(line, part, strict=True)):
-            colour = "white" if share > 0.55 else "black"
-            text = f"{count:g}\n{share:.0%}"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
-    style_axes(axes, "predicted class", "true class")
+            style: dict[str, Any] = {"color": "white" if share > 0.55 else "black", "fontsize": 9}
+            axes.text(column, row, f"{count:g}\n{share:.0%}", ha="center", va="center", **style)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names, rotation=90, va="center")
     return figure
 
 
-@default_style()
+@plots.default_style()
 def plot_reliability(
     record: dict[str, Any],  # As `evaluate_run` gives it
 ) -> Figure:
     "Reliability diagram: accuracy against confidence."
-    figure = new_figure(360, 320, "constrained")
-    axes = figure.subplots()
-    points = record["reliability"]
-    lowest = min((p[name] for p in points for name in ("confidence", "accuracy")), default=0)
-    axes.plot([lowest, 1], [lowest, 1], ":", color=GREY)
-    confidence, accuracy = ([p[name] for p in points] for name in ("confidence", "accuracy"))
-    axes.plot(confidence, accuracy, "o-", color=BLUE)
-    style_axes(axes, "confidence", "accuracy")
-    axes.set_title(f"calibration error {record['ece']:.3f}", fontsize=LABEL_SIZE)
+    figure, axes = _new_axes(360, 320, "confidence", "accuracy")
+    confidence = [bin_["confidence"] for bin_ in record["reliability"]]
+    accuracy = [bin_["accuracy"] for bin_ in record["reliability"]]
+    lowest = min([*confidence, *accuracy], default=0)
+    axes.plot([lowest, 1], [lowest, 1], ":", color=plots.GREY)
+    axes.plot(confidence, accuracy, "o-", color=plots.BLUE)
+    axes.set_title(f"calibration error {record['ece']:.3f}")
     return figure
 
 # %% ../../nbs/07_reports/03_test_plots.ipynb #a720f54c
-@default_style()
+@plots.default_style()
 def plot_curves(
     record: dict[str, Any],  # As `evaluate_run` gives it
 ) -> Figure:
     "ROC and purity against completeness, each class against the others."
-    figure = new_figure(680, 320, "constrained")
+    figure = plots.new_figure(680, 320, "constrained")
     left, right = figure.subplots(1, 2)
-    left.plot([0, 1], [0, 1], ":", color=GREY)
-    for (name, drawn), colour in zip(record["curves"].items(), COLOURS * 20, strict=False):
+    left.plot([0, 1], [0, 1], ":", color=plots.GREY)
+    for (name, drawn), colour in zip(record["curves"].items(), plots.COLOURS * 20, strict=False):
         rates = [n / (len(drawn["roc"]) - 1) for n in range(len(drawn["roc"]))]
-        areas = record["per_class"][name]
-        label = plot_text(name)
-        left.plot(rates, drawn["roc"], color=colour, label=f"{label} {areas['roc_auc']:.3f}")
-        label = f"{label} {areas['average_precision']:.3f}"
-        right.plot(rates, drawn["precision_recall"], color=colour, label=label)
-    style_axes(left, "false positive rate", "true positive rate")
-    style_axes(right, "completeness", "purity")
-    right.set_ylim(0, 1.03)
+        for axes, key, area in (
+            (left, "roc", "roc_auc"),
+            (right, "precision_recall", "average_precision"),
+        ):
+            label = f"{plot_text(name)} {record['per_class'][name][area]:.3f}"
+            axes.plot(rates, drawn[key], color=colour, label=label)
+    left.set(xlabel="false positive rate", ylabel="true positive rate")
+    right.set(xlabel="completeness", ylabel="purity", ylim=(0, 1.03))
     for axes in (left, right) if record["curves"] else ():
-        axes.legend(fontsize=TICK_SIZE, frameon=False, title="area", title_fontsize=TICK_SIZE)
+        axes.legend(title="area")
     return figure
 
 
-@default_style()
+@plots.default_style()
 def plot_by_brightness(
     record: dict[str, Any],  # As `evaluate_run` gives it
 ) -> Figure:
     "Accuracy in bins of the signal-to-noise proxy."
-    figure = new_figure(360, 320, "constrained")
-    axes = figure.subplots()
+    figure, axes = _new_axes(360, 320, "peak above sky (sky scatters)", "accuracy")
     bins = record["by_signal_to_noise"]
-    axes.bar(range(len(bins)), [row["accuracy"] for row in bins], color=BLUE, alpha=0.6)
+    axes.bar(range(len(bins)), [row["accuracy"] for row in bins], color=plots.BLUE, alpha=0.6)
     axes.set_xticks(range(len(bins)), [f"{row['low']:.0f}-{row['high']:.0f}" for row in bins])
-    style_axes(axes, "peak above sky (sky scatters)", "accuracy")
     axes.set_ylim(0, 1)
     return figure

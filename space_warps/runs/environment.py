@@ -22,14 +22,8 @@ from ..data.dataset import Batch, Space_Galaxi
 
 # %% ../../nbs/06_runs/01_environment.ipynb #e6023fb2
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "scipy",
-    "pillow",
-    "astropy",
-    "scikit-learn",
-    "safetensors",
+    *("torch", "torchvision", "numpy", "scipy"),
+    *("pillow", "astropy", "scikit-learn", "safetensors"),
 )
 
 # %% ../../nbs/06_runs/01_environment.ipynb #450fe3ac
@@ -42,7 +36,7 @@ def describe_environment(
     threads: int | None = None,  # Threads of one training; None: those of this process
 ) -> dict[str, Any]:  # JSON values
     "Describe what the bits of a run depend on besides its configuration."
-    datasets = [loader.dataset for loader in loaders]
+    read = [loader.dataset for loader in loaders if isinstance(loader.dataset, Space_Galaxi)]
     return {
         "space_warps": version("space_warps"),
         "commit": _commit(),
@@ -57,14 +51,10 @@ def describe_environment(
         "threads": threads or torch.get_num_threads(),
         "catalogue": str(csv_path),
         "catalogue_sha256": sha256_file(csv_path),
-        "rows_sha256": [data.sha256() for data in datasets if isinstance(data, Space_Galaxi)],
-        "class_counts": [
-            _class_counts(data) for data in datasets if isinstance(data, Space_Galaxi)
-        ],
+        "rows_sha256": [dataset.sha256() for dataset in read],
+        "class_counts": [_class_counts(dataset) for dataset in read],
         "batch_sizes": [loader.batch_size for loader in loaders],
-        "augmentation": [
-            repr(data.transform) for data in datasets if isinstance(data, Space_Galaxi)
-        ],
+        "augmentation": [repr(dataset.transform) for dataset in read],
     }
 
 # %% ../../nbs/06_runs/01_environment.ipynb #af5886a9

@@ -6,6 +6,7 @@
 __all__ = ['check_new_folder', 'RunFolder', 'record_backtrack', 'check_finished']
 
 # %% ../../nbs/06_runs/08_folder.ipynb #e4629ff3
+import hashlib
 import os
 import re
 import time
@@ -14,37 +15,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..core import InputError, sha256_file, write_json
 from ..models.complexity import measure_latency
-from ..models.saved_model import load_model, save_model
-from space_warps.runs.artifacts import (
-    store_checkpoint,
-    store_result,
-    val_rows_sha256,
-    write_val_rows,
-)
+from ..models.saved_model import load_model, save_model, state_dict_to_bytes
+from .artifacts import checkpoint_name, val_rows_to_csv
 from .environment import environment_changes
 from .journal import Appended, JournalWriter
 from .resume import RunResumeState
 from .state import RunState, read_run_state, resumable_history
 from ..safety import SafeFolder
+from ..search import events
 from ..search.budget import check_backtrack
-from space_warps.search.events import (
-    Backtracked,
-    CandidateEnded,
-    CandidateStarted,
-    EpochEnded,
-    Event,
-    FinalTrainingEnded,
-    SearchEnded,
-    SearchStarted,
-    StepEnded,
-    StepStarted,
-    event_to_json,
-)
 from ..search.history import SearchHistory, pareto_results
 from ..search.records import Backtrack
 from ..search.settings import config_diff, list_settings
+from ..training.checkpoint import checkpoint_to_bytes
 
 # %% ../../nbs/06_runs/08_folder.ipynb #e1e7fecc
 def check_new_folder(
@@ -85,13 +72,7 @@ def _reopen_run(
     return writer, state
 
 # %% ../../nbs/06_runs/08_folder.ipynb #7eef03aa
-def _measure_latencies(history: SearchHistory, device: str) -> dict[str, float]:
-    "Candidate on the Pareto front -> milliseconds per image on this device."
-    architectures = {
-        result.candidate.name: replace(history.base_architecture, blocks=result.candidate.blocks)
-        for result in pareto_results(history)
-    }
-    return {name: round(measure_latency(item, device), 3) for name, item in architectures.items()}
+_CHECKPOINT = re.compile(r".+\.epoch_\d{4,}\.safetensors")
 
 
 class RunFolder:
@@ -120,26 +101,29 @@ class RunFolder:
         if resume:
             self.writer, self.state = _reopen_run(folder, listener)
             self._check_environment(accept_changes)
+            self._remove_stale()  # files of a killed session
         else:
             check_new_folder(folder)
-        if self.writer is not None:
-            self._remove_all_stale()
         self.resume_state = RunResumeState(self.folder, self.state)
         self.started_at = time.monotonic()
         self.saved_at: dict[str, float] = {}  # Candidate -> its start or last checkpoint
 
     def __call__(
         self,
-        event: Event,  # Of the search
+        event: events.Event,  # Of the search
     ) -> None:
-        if isinstance(event, SearchStarted):
+        if isinstance(event, events.SearchStarted):
             self._start(event)
         elif self.writer is None:
             raise InputError(f"{self.folder} is closed; open it again with resume=True")
         elif not self._is_recorded(event):
-            checkpoints = dict(self.state.checkpoints)
-            self._append(event_to_json(event) | self._store(event))
-            self._remove_stale(event, checkpoints)
+            stored = self._store(event)
+            self._append(events.event_to_json(event) | stored)
+            ends = events.CandidateEnded | events.StepEnded | events.FinalTrainingEnded
+            if isinstance(event, ends) or "checkpoint" in stored:
+                self._remove_stale()
+        if isinstance(event, events.SearchEnded):
+            self.close()
 
     def close(self) -> None:
         "Release the folder; done automatically at the end of a search."
@@ -158,7 +142,7 @@ class RunFolder:
                 "run.accept_changes=true resumes it anyway"
             )
 
-    def _start(self, event: SearchStarted) -> None:
+    def _start(self, event: events.SearchStarted) -> None:
         self.started_at = time.monotonic() - self.state.seconds
         if self.state.history is not None:
             self._check_start(event, resumable_history(self.state))
@@ -175,86 +159,95 @@ class RunFolder:
         if not self.files.has("config.yaml"):
             self.files.write("config.yaml", self.config_text)
         write_json(self.folder / "environment.json", self.environment)
-        content = {**event_to_json(event), "environment": self.environment}
+        content = {**events.event_to_json(event), "environment": self.environment}
         if event.val_rows is not None:
-            content["val_sha256"] = write_val_rows(self.folder, event.val_rows)
+            text = val_rows_to_csv(event.val_rows)
+            content["val_sha256"] = self.files.write("validation.csv", text)
         self._append(content)
 
-    def _check_start(self, event: SearchStarted, history: SearchHistory) -> None:
+    def _check_start(self, event: events.SearchStarted, history: SearchHistory) -> None:
         "Raise `InputError` for a search that is not the one of this folder."
-        before = list_settings(history.config)
-        changes = [
-            f"{key} was {before[key]} and is {value}"
-            for key, value in config_diff(event.config, history.config).items()
-        ]
+        before, after = list_settings(history.config), config_diff(event.config, history.config)
+        changes = [f"{key} was {before[key]} and is {value}" for key, value in after.items()]
+        rows = b"" if event.val_rows is None else val_rows_to_csv(event.val_rows).encode()
+        problem = ""
         if changes or event.base_architecture != history.base_architecture:
-            raise InputError(
-                f"{self.folder} holds another search: {'; '.join(changes) or 'other images'}; pass "
-                "resume=folder.resume_state to search, or start a branch with other settings"
-            )
-        if event.base_sha256 != self.state.base_sha256:
-            raise InputError(
-                f"the initial weights differ from those of {self.folder}; give the runner the same seed"
-            )
-        rows = event.val_rows
-        if rows is not None and val_rows_sha256(rows) != self.state.val_sha256:
-            raise InputError(
-                f"the validation rows differ from those of {self.folder}, so results cannot be "
-                "compared; use the same catalogue and split, or start a new run"
-            )
+            problem = f"another search: {'; '.join(changes) or 'other images'}; pass resume="
+            problem += "folder.resume_state to search, or start a branch with other settings"
+        elif event.base_sha256 != self.state.base_sha256:
+            problem = "a search with other initial weights; give the runner the same seed"
+        elif rows and hashlib.sha256(rows).hexdigest() != self.state.val_sha256:
+            problem = "results on other validation rows, which cannot be compared; use the same "
+            problem += "catalogue and split, or start a new run"
+        if problem:
+            raise InputError(f"{self.folder} holds {problem}")
 
-    def _is_recorded(self, event: Event) -> bool:
-        "Whether an earlier session has recorded this event."
-        if isinstance(event, CandidateEnded):
-            existing = self.state.results.get(event.result.candidate.name)
-            if (
-                existing
-                and existing.result != event.result
-                and self.state.is_decided(existing.result)
-            ):
-                raise InputError(
-                    f"{event.result.candidate.name} was trained again with another result than the "
-                    "one that was decided on; nothing was written; resume where the run started"
-                )
-        elif isinstance(event, StepStarted):
+    def _is_recorded(self, event: events.Event) -> bool:
+        "Whether an earlier session has recorded this event; `InputError` if it recorded another."
+        if isinstance(event, events.StepStarted):
             num_steps = len(resumable_history(self.state).steps)
             if event.number != num_steps + 1:
                 raise InputError(
                     f"{self.folder} already has {num_steps} steps; "
                     "pass resume=folder.resume_state to search"
                 )
-        if isinstance(event, CandidateEnded):  # a result of another branch is new under this name
-            return event.is_replayed and event.result.candidate.name in self.state.results
-        return bool(getattr(event, "is_replayed", False))
+        if not isinstance(event, events.CandidateEnded):
+            return bool(getattr(event, "is_replayed", False))
+        name = event.result.candidate.name
+        existing = self.state.results[name].result if name in self.state.results else None
+        if existing not in (None, event.result) and existing in self.state.decided_results():
+            raise InputError(
+                f"{name} was trained again with another result than the one that was decided on; "
+                "nothing was written; resume where the run started"
+            )
+        # a result of another branch is new under this name
+        return event.is_replayed and existing is not None
 
-    def _store(self, event: Event) -> dict[str, Any]:
+    def _store(self, event: events.Event) -> dict[str, Any]:
         "Write the files of an event and return the entries to add to it."
-        if isinstance(event, CandidateStarted):
+        if isinstance(event, events.CandidateStarted):
             self.saved_at[event.candidate.name] = time.monotonic()
-        if isinstance(event, CandidateEnded) and event.saved_model is not None:
-            return store_result(self.folder, event)
-        if isinstance(event, EpochEnded) and event.take_checkpoint is not None:
-            name = event.candidate.name
-            is_due = time.monotonic() - self.saved_at.get(name, self.started_at) > self.checkpoint_s
-            if is_due and event.metrics.epoch < event.candidate.train_config.epochs:
-                self.saved_at[name] = time.monotonic()
-                return store_checkpoint(self.folder, event)
-        if isinstance(event, SearchEnded):
-            seconds = round(time.monotonic() - self.started_at, 3)
+        if isinstance(event, events.CandidateEnded) and event.saved_model is not None:
+            name = event.result.candidate.name
+            hashes = {"sha256": self._write_tensors(name, event.saved_model.state_dict)}
+            if event.scores is not None:
+                scores = {"scores": event.scores}
+                hashes["scores_sha256"] = self._write_tensors(f"{name}.scores", scores)
+            return hashes
+        if isinstance(event, events.EpochEnded):
+            return self._store_checkpoint(event)
+        if isinstance(event, events.SearchEnded):
             return {
+                "seconds": round(time.monotonic() - self.started_at, 3),
                 "model_sha256": save_model(event.saved_model, self.folder),
-                "seconds": seconds,
-                "latency_ms": self._latency(event),
+                "latency_ms": {} if event.interrupted else self._measure_latencies(event.history),
             }
         return {}
 
-    def _latency(self, event: SearchEnded) -> dict[str, float]:
-        "Latencies of the Pareto front, for a search that has ended."
-        try:
-            device = self.environment.get("device", "cpu")
-            return {} if event.interrupted else _measure_latencies(event.history, device)
-        except RuntimeError:  # out of memory, or no such device: the run has no latencies
+    def _write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> str:  # sha256
+        return self.files.write(f"{name}.safetensors", state_dict_to_bytes(tensors))
+
+    def _store_checkpoint(self, event: events.EpochEnded) -> dict[str, str]:
+        "Write a checkpoint if the last one is old enough and another epoch follows."
+        name, now = event.candidate.name, time.monotonic()
+        is_last = event.metrics.epoch >= event.candidate.train_config.epochs
+        is_due = now - self.saved_at.get(name, self.started_at) > self.checkpoint_s
+        if event.take_checkpoint is None or is_last or not is_due:
             return {}
+        self.saved_at[name] = now
+        file = checkpoint_name(event.candidate, event.metrics.epoch)
+        content = checkpoint_to_bytes(event.take_checkpoint())
+        return {"checkpoint": file, "checkpoint_sha256": self.files.write(file, content)}
+
+    def _measure_latencies(self, history: SearchHistory) -> dict[str, float]:
+        "Candidate on the Pareto front -> milliseconds per image; {} if they cannot be measured."
+        base, device = history.base_architecture, self.environment.get("device", "cpu")
+        candidates = [result.candidate for result in pareto_results(history)]
+        try:
+            times = [measure_latency(replace(base, blocks=o.blocks), device) for o in candidates]
+        except RuntimeError:  # out of memory, or no such device
+            return {}
+        return {o.name: round(ms, 3) for o, ms in zip(candidates, times, strict=True)}
 
     def _append(self, content: dict[str, Any]) -> None:
         assert self.writer is not None
@@ -262,31 +255,15 @@ class RunFolder:
         self.state.add(content)  # refuses an event that contradicts earlier ones
         self.writer.append(content)
 
-    def _remove_stale(self, event: Event, earlier: Mapping[str, tuple[str, str]]) -> None:
-        "Remove files that are no longer needed, after the event is on disk."
-        for name, (file, _) in earlier.items():
-            if file != self.state.checkpoints.get(name, ("", ""))[0]:
-                self.files.remove(file)
-        if isinstance(event, StepEnded | FinalTrainingEnded):
-            self._remove_unselected()
-        elif isinstance(event, SearchEnded):
-            self.close()
-
-    def _remove_all_stale(self) -> None:
-        "Remove what a killed session has left behind."
-        self._remove_unselected()
-        existing = {name for name, _ in self.state.checkpoints.values()}
-        for name in self.files.names():
-            if _CHECKPOINT.fullmatch(name) and name not in existing:
-                self.files.remove(name)
-
-    def _remove_unselected(self) -> None:
+    def _remove_stale(self) -> None:
+        "Remove checkpoints and weights that no event on disk needs any more."
+        existing, results = set(self.files.names()), self.state.results
+        needed = {file for file, _ in self.state.checkpoints.values()}
+        stale = {name for name in existing - needed if _CHECKPOINT.fullmatch(name)}
         if self.keep == "selected":
-            for name in set(self.state.results) - self.state.kept_results():
-                self.files.remove(f"{name}.safetensors")
-
-
-_CHECKPOINT = re.compile(r".+\.epoch_\d{4,}\.safetensors")
+            stale |= {f"{name}.safetensors" for name in set(results) - self.state.kept_results()}
+        for name in stale & existing:
+            self.files.remove(name)
 
 # %% ../../nbs/06_runs/08_folder.ipynb #5a7bfaff
 def record_backtrack(
@@ -298,7 +275,7 @@ def record_backtrack(
     try:
         history = state.apply_backtrack(resumable_history(state), backtrack)
         check_backtrack(backtrack, history)
-        event = event_to_json(Backtracked(backtrack, history.config))
+        event = events.event_to_json(events.Backtracked(backtrack, history.config))
         event["at_s"] = state.seconds
         state.add(event)
         writer.append(event)

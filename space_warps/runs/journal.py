@@ -43,7 +43,7 @@ def event_lines(
         previous = int(lines[-1][:8], 16)
     return b"".join(lines)
 
-# %% ../../nbs/06_runs/03_journal.ipynb #8a7bb211
+
 @dataclass(frozen=True)
 class Appended:
     "An event that was just written, with its position in the file."

@@ -6,25 +6,15 @@
 __all__ = ['describe_decision', 'describe_step', 'describe_final_training', 'ProgressBar']
 
 # %% ../../nbs/06_runs/02_progress.ipynb #b75627fa
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..safety import terminal_text
+from ..search import events
 from ..search.budget import describe_cost, describe_step_cost
 from ..search.config import SearchConfig
-from space_warps.search.events import (
-    Backtracked,
-    CandidateEnded,
-    CandidateStarted,
-    EpochEnded,
-    Event,
-    FinalTrainingEnded,
-    FinalTrainingStarted,
-    SearchEnded,
-    SearchStarted,
-    StepEnded,
-    StepStarted,
-)
 from ..search.formatting import describe_candidate
 from space_warps.search.records import (
     Candidate,
@@ -52,11 +42,10 @@ def describe_step(
     config: SearchConfig | None = None,  # Settings, to name the hyperparameters that are searched
 ) -> str:
     "Describe a step in one line: selected candidate, its metrics, comparison with the control."
+    start = f"step {step.number}: {describe_decision(step)}"
     control, selected = f"control {_metrics(step.control)}", step.selected
     if selected is None:
-        return (
-            f"step {step.number}: {describe_decision(step)}, best {step.decision.reason}; {control}"
-        )
+        return f"{start}, best {step.decision.reason}; {control}"
     interval = ""
     if num_val:
         low, high = accuracy_interval(selected.val_acc, num_val)
@@ -68,8 +57,8 @@ def describe_step(
     others = ", ".join(f"({describe_candidate(o.candidate, config)})" for o in step.beam[1:])
     name = describe_candidate(selected.candidate, config)
     return (
-        f"step {step.number}: {describe_decision(step)} {name}, "
-        f"accuracy {_metrics(selected, interval)}, {selected.num_params:,} parameters; {control}"
+        f"{start} {name}, accuracy {_metrics(selected, interval)}, "
+        f"{selected.num_params:,} parameters; {control}"
         f"{'; also in the beam ' if others else ''}{others}"
     )
 
@@ -103,8 +92,7 @@ class ProgressBar:
         file: Any = None,  # Stream to write to; None: the notebook or the terminal
         bars: bool = True,  # Show bars; False prints only the line per step
     ) -> None:
-        self.file = file
-        self.bars = bars
+        self.file, self.bars = file, bars
         self.num_val: int | None = None
         self.config: SearchConfig | None = None
         self.max_candidates = 0  # Largest number of candidates of a step so far
@@ -113,59 +101,54 @@ class ProgressBar:
 
     def __call__(
         self,
-        event: Event,  # What happens
+        event: events.Event,  # What happens
     ) -> None:
-        if isinstance(event, StepStarted):
+        if isinstance(event, events.SearchStarted):
+            self.num_val, self.config = event.num_val, event.config
+        elif isinstance(event, events.Backtracked):
+            self.config, self.max_candidates = event.config, 0
+        elif isinstance(event, events.StepStarted):
             self._print_cost(event.number, len(event.candidates) - 1)
             self.candidates = self._bar(event.num_trainings, f"step {event.number}", "training")
-        elif isinstance(event, CandidateStarted):
-            candidate = event.candidate
-            label, num_epochs = f"  {self._name(candidate)}", candidate.train_config.epochs
-            self.epochs[candidate.name] = self._bar(num_epochs, label, "epoch")
-        elif isinstance(event, EpochEnded):
+        elif isinstance(event, events.FinalTrainingStarted):
+            self.candidates = self._bar(event.num_trainings, "final training", "training")
+        elif isinstance(event, events.CandidateStarted):
+            candidate, num_epochs = event.candidate, event.candidate.train_config.epochs
+            self.epochs[candidate.name] = self._bar(num_epochs, self._label(candidate), "epoch")
+        elif isinstance(event, events.EpochEnded):
             bar = self.epochs[event.candidate.name]
             bar.set_postfix_str(f"accuracy {event.metrics.val_acc:.3f}", refresh=False)
             bar.update()
-        elif isinstance(event, CandidateEnded):
+        elif isinstance(event, events.CandidateEnded):
             self.epochs.pop(event.result.candidate.name).close()
             if self.candidates is not None:  # a resumed search may train one before its first step
                 self.candidates.update()
-        elif isinstance(event, StepEnded):
+        elif isinstance(event, events.StepEnded):
             self.candidates.close()
-            tqdm.write(describe_step(event.step, self.num_val, self.config), file=self.file)
-        elif isinstance(event, FinalTrainingStarted):
-            self.candidates = self._bar(event.num_trainings, "final training", "training")
-        elif isinstance(event, FinalTrainingEnded):
+            self._print(describe_step(event.step, self.num_val, self.config))
+        elif isinstance(event, events.FinalTrainingEnded):
             self.candidates.close()
-            tqdm.write(describe_final_training(event.final_training), file=self.file)
-        elif isinstance(event, SearchEnded):
+            self._print(describe_final_training(event.final_training))
+        elif isinstance(event, events.SearchEnded):
             self.close()
-        elif isinstance(event, SearchStarted):
-            self.num_val, self.config = event.num_val, event.config
-        elif isinstance(event, Backtracked):
-            self.config, self.max_candidates = event.config, 0
 
-    def _name(self, candidate: Candidate) -> str:
-        if candidate.role != "candidate":
-            return candidate.role
-        return describe_candidate(candidate, self.config)
+    def _label(self, candidate: Candidate) -> str:
+        is_new = candidate.role == "candidate"
+        return f"  {describe_candidate(candidate, self.config) if is_new else candidate.role}"
 
     def _print_cost(self, number: int, num_candidates: int) -> None:
         "Print the cost before the first step of a branch and before each larger step."
         if self.config is not None and num_candidates > self.max_candidates:
             describe = describe_cost if number == 1 else describe_step_cost
-            tqdm.write(describe(self.config, num_candidates), file=self.file)
+            self._print(describe(self.config, num_candidates))
             self.max_candidates = num_candidates
 
+    def _print(self, text: str) -> None:
+        tqdm.write(terminal_text(text, self.file, keep="\n"), file=self.file)
+
     def _bar(self, total: int, label: str, unit: str) -> Any:
-        return tqdm(
-            total=total,
-            desc=label,
-            unit=unit,
-            leave=False,
-            file=self.file,
-            disable=not self.bars,
-        )
+        label, is_off = terminal_text(label, self.file or sys.stderr), not self.bars
+        return tqdm(total=total, desc=label, unit=unit, leave=False, file=self.file, disable=is_off)
 
     def close(self) -> None:
         "Remove the bars, for example after an error."

@@ -100,8 +100,7 @@ class RunResumeState:
             )
         result = replace(stored, candidate=candidate)
         if stored.failed is not None:
-            assert self.state.history is not None  # there are results
-            return TrainedCandidate(SavedModel(self.state.history.base_architecture, {}), result)
+            return self._failed(result)
         files = [f"{name}.safetensors", f"{name}.scores.safetensors"]
         if not all(SafeFolder(self.folder).has(file) for file in files):
             return None
@@ -110,24 +109,26 @@ class RunResumeState:
 
     def _given_up(self, candidate: Candidate) -> TrainedCandidate | None:
         "A failed result for a candidate whose training has killed the process each time."
-        if self.state.deaths.get(candidate.name, 0) < self.max_deaths:
+        if self.num_deaths(candidate) < self.max_deaths:
             return None
         reason = (
             f"its training ended the process {self.max_deaths} times within the first epoch, most "
             "likely for lack of memory; limit the size of networks or give it more memory"
         )
-        assert self.state.history is not None  # it has started
-        failed = CandidateResult(candidate, 0.0, 0.0, 0, 0, (), "", reason)
-        return TrainedCandidate(SavedModel(self.state.history.base_architecture, {}), failed)
+        return self._failed(CandidateResult(candidate, 0.0, 0.0, 0, 0, (), "", reason))
+
+    def _failed(self, result: CandidateResult) -> TrainedCandidate:
+        base = resumable_history(self.state).base_architecture
+        return TrainedCandidate(SavedModel(base, {}), result)
 
     def _matches(self, candidate: Candidate) -> str | None:
         "Name of the same final training on a branch that ended at the current node."
-        ends = [
-            ended for node, ended in self.state.branch_ends.values() if node == self.state.current
-        ]
-        every = [o for ended in ends if ended.final_training for o in ended.final_training.results]
-        same = (o for o in every if replace(o.candidate, branch=candidate.branch) == candidate)
-        return next((result.candidate.name for result in same), None)
+        for node, ended in self.state.branch_ends.values():
+            here = ended.final_training if node == self.state.current else None
+            for result in here.results if here else ():
+                if replace(result.candidate, branch=candidate.branch) == candidate:
+                    return result.candidate.name
+        return None
 
     def num_deaths(
         self,

@@ -74,7 +74,7 @@ class CandidateProgress:
 # %% ../../nbs/06_runs/05_state.ipynb #3f60c102
 Decisions = tuple[Decision | Backtrack | None, ...]  # Of a person, in order; None: by the rule
 
-# %% ../../nbs/06_runs/05_state.ipynb #68d2e838
+
 @dataclass
 class RunState:
     "State of a run, rebuilt from its events."
@@ -143,31 +143,27 @@ class RunState:
         target = self.nodes[backtrack.node].history
         return replace(target, branches=history.branches).backtracked(backtrack)
 
-    def is_decided(
-        self,
-        result: CandidateResult,  # Result of a candidate
-    ) -> bool:
-        "Whether a decision was based on this result."
-        steps = [node.history.steps[-1] for node in self.nodes if node.history.steps]
-        existing = [item for step in steps for item in step.trained]
-        existing += [item for final in self.final_trainings() for item in final.results]
-        return any(result == item for item in existing)
-
-    def final_trainings(self) -> list[FinalTraining]:
-        "Final trainings so far, of all branches."
-        histories = [ended for _, ended in self.branch_ends.values()] + [self.history]
-        return [item.final_training for item in histories if item and item.final_training]
+    def decided_results(self) -> list[CandidateResult]:
+        "Results that a decision was based on."
+        trained = [result for step in self._steps() for result in step.trained]
+        return trained + [result for final in self._final_trainings() for result in final.results]
 
     def kept_results(self) -> set[str]:
         "Names of the candidates whose weights may still be needed."
-        steps = [step for node in self.nodes for step in node.history.steps[-1:]]
-        decided = {o.candidate.name for step in steps for o in step.trained}
-        decided |= {o.candidate.name for final in self.final_trainings() for o in final.results}
-        selected = [result for step in steps for result in step.beam]
-        selected += [o.selected for o in self.final_trainings() if o.selected is not None]
+        selected = [result for step in self._steps() for result in step.beam]
+        selected += [o.selected for o in self._final_trainings() if o.selected is not None]
         for node in self.nodes:  # a branch may continue from each of them
             selected += pareto_results(node.history)
-        return set(self.results) - decided | {result.candidate.name for result in selected}
+        undecided = set(self.results) - {o.candidate.name for o in self.decided_results()}
+        return undecided | {result.candidate.name for result in selected}
+
+    def _steps(self) -> list[Step]:
+        "Decided steps, of all branches."
+        return [step for node in self.nodes for step in node.history.steps[-1:]]
+
+    def _final_trainings(self) -> list[FinalTraining]:
+        histories = [ended for _, ended in self.branch_ends.values()] + [self.history]
+        return [item.final_training for item in histories if item and item.final_training]
 
 # %% ../../nbs/06_runs/05_state.ipynb #3f60c104
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -268,17 +264,12 @@ def _add_node(state: RunState, history: SearchHistory, parent: int) -> None:
     state.nodes.append(RunNode(state.current, parent, history))
 
 # %% ../../nbs/06_runs/05_state.ipynb #3f60c106
-def _start_step(state: RunState, event: dict[str, Any]) -> None:
-    state.candidates = tuple(from_json(candidate, Candidate) for candidate in event["candidates"])
-    state.step = event["step"]
-    _start_trainings(state, event, is_final=False)
-
-
-def _start_final_training(state: RunState, event: dict[str, Any]) -> None:
-    _start_trainings(state, event, is_final=True)
-
-
-def _start_trainings(state: RunState, event: dict[str, Any], is_final: bool) -> None:
+def _start_trainings(state: RunState, event: dict[str, Any]) -> None:
+    "Start a step or the final training; what a resumed one has trained stays in the state."
+    is_final = event["event"] == "final_training_started"
+    if not is_final:
+        state.candidates = tuple(from_json(item, Candidate) for item in event["candidates"])
+        state.step = event["step"]
     state.is_open, state.is_final_training = True, is_final
     state.num_trainings = event["num_trainings"]
     branch = _current_history(state).branch
@@ -335,13 +326,13 @@ def _resume(state: RunState, event: dict[str, Any]) -> None:
 # %% ../../nbs/06_runs/05_state.ipynb #2df1158e
 _REDUCERS = {
     "search_started": _start_search,
-    "step_started": _start_step,
+    "step_started": _start_trainings,
     "candidate_started": _start_candidate,
     "epoch_ended": _end_epoch,
     "candidate_ended": _end_candidate,
     "step_ended": _end_step,
     "backtracked": _backtrack,
-    "final_training_started": _start_final_training,
+    "final_training_started": _start_trainings,
     "final_training_ended": _end_final_training,
     "search_ended": _end_search,
     "resumed": _resume,
@@ -356,7 +347,7 @@ def resumable_history(
         raise InputError("the events do not begin with search_started; restore events.jsonl")
     return state.history if state.is_complete else replace(state.history, stop_reason="")
 
-# %% ../../nbs/06_runs/05_state.ipynb #f1d98e62
+
 def read_run_state(
     folder: str | Path,  # Run folder
 ) -> RunState:

@@ -9,55 +9,70 @@ __all__ = ['logger', 'open_tracker']
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..core import InputError, canonical_json, to_json
-from ..search.config import SearchConfig
-from space_warps.search.events import (
-    CandidateEnded,
-    CandidateStarted,
-    EpochEnded,
-    Event,
-    FinalTrainingEnded,
-    Observer,
-    SearchEnded,
-    SearchStarted,
-    StepEnded,
-    isolate_errors,
-)
-from ..search.records import CandidateResult, Step
-from ..training.config import EpochMetrics
+from ..search import events
+from ..search.history import SearchHistory
 
 logger = logging.getLogger(__name__)
 
 # %% ../../nbs/06_runs/09_trackers.ipynb #60f4e2fd
-def _epoch_values(metrics: EpochMetrics) -> dict[str, float]:
-    "Values to log for an epoch."
-    return {name: getattr(metrics, name) for name in ("train_loss", "val_loss", "val_acc")}
+class _Backend(Protocol):
+    "Where a tracker logs to."
+
+    def start(self, config: dict[str, Any]) -> None: ...  # Settings of the search
+    def add_values(self, series: str, axis: str, index: int, values: dict[str, float]) -> None: ...
+    def add_text(self, name: str, text: str, step: int = 0) -> None: ...
+    def end_series(self, series: str) -> None: ...  # No more values follow
+    def finish(self, metrics: dict[str, float]) -> None: ...  # Of the final network; {}: none
 
 # %% ../../nbs/06_runs/09_trackers.ipynb #4eeac8e7
-def _result_values(result: CandidateResult) -> dict[str, float]:
-    "Values to log for a trained network."
-    return {name: getattr(result, name) for name in ("val_acc", "val_loss", "num_params")}
+_EPOCH_METRICS = ("train_loss", "val_loss", "val_acc")
+_NETWORK_METRICS = ("val_acc", "val_loss", "num_params")
 
 
-def _step_results(step: Step) -> dict[str, CandidateResult]:
-    "Results to log for a step."
-    both = {"selected": step.selected, "control": step.control}
-    return {name: one for name, one in both.items() if one is not None and one.failed is None}
+class _Tracker:
+    "Observer that logs a search to a backend."
+
+    def __init__(self, backend: _Backend) -> None:
+        self.backend = backend
+
+    def __call__(self, event: events.Event) -> None:
+        backend = self.backend
+        if isinstance(event, events.SearchStarted):
+            backend.start(to_json(event.config))
+        elif isinstance(event, events.EpochEnded):
+            values = _values(event.metrics, _EPOCH_METRICS)
+            backend.add_values(event.candidate.name, "epoch", event.metrics.epoch, values)
+        elif isinstance(event, events.CandidateEnded):
+            backend.end_series(event.result.candidate.name)
+        elif isinstance(event, events.StepEnded):
+            step = event.step
+            reason = f"{step.decision.action}: {step.decision.reason}"
+            backend.add_text("decision", reason, step.number)
+            for name, result in {"selected": step.selected, "control": step.control}.items():
+                if result is not None and result.failed is None:
+                    values = _values(result, _NETWORK_METRICS)
+                    backend.add_values(f"search/{name}", "step", step.number, values)
+        elif isinstance(event, events.FinalTrainingEnded):
+            backend.add_text("final_training", event.final_training.reason)
+        elif isinstance(event, events.SearchEnded):
+            backend.finish(_final_values(event.history))
 
 
-def _decision_text(step: Step) -> str:
-    return f"{step.decision.action}: {step.decision.reason}"
+def _values(record: Any, names: tuple[str, ...]) -> dict[str, float]:
+    return {name: getattr(record, name) for name in names}
+
+
+def _final_values(history: SearchHistory) -> dict[str, float]:
+    if (final := history.final_result) is None:
+        return {}
+    return {**_values(final, _NETWORK_METRICS), "num_layers": len(final.candidate.blocks)}
 
 # %% ../../nbs/06_runs/09_trackers.ipynb #3ef28504
-def _final_values(result: CandidateResult) -> dict[str, float]:
-    return {**_result_values(result), "num_layers": len(result.candidate.blocks)}
-
-
 def _load(module: str, extra: str) -> Any:
     "Import a module of an optional package; raises `InputError` if it is not installed."
     try:
@@ -69,176 +84,111 @@ def _load(module: str, extra: str) -> Any:
         ) from error
 
 # %% ../../nbs/06_runs/09_trackers.ipynb #09f8f167
-class _TensorBoardTracker:
-    "Observer that writes a search as TensorBoard event files, one folder per candidate."
+class _TensorBoard:
+    "Backend that writes TensorBoard event files, one folder per series."
 
-    def __init__(
-        self,
-        folder: str | Path,  # Only for event files, e.g. `tensorboard` in the run folder
-    ) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.open_writer = _load("torch.utils.tensorboard", "tensorboard").SummaryWriter
         self.writers: dict[str, Any] = {}
         self.config: dict[str, Any] = {}
 
-    def __call__(
-        self,
-        event: Event,  # Of the search
-    ) -> None:
-        if isinstance(event, SearchStarted):
-            self.config = to_json(event.config)
-            self._writer("search").add_text("config", canonical_json(self.config))
-        elif isinstance(event, EpochEnded):
-            values = _epoch_values(event.metrics)
-            self._add_scalars(event.candidate.name, values, event.metrics.epoch)
-        elif isinstance(event, CandidateEnded):
-            self._close(event.result.candidate.name)
-        elif isinstance(event, StepEnded):
-            self._add_step(event.step)
-        elif isinstance(event, FinalTrainingEnded):
-            self._writer("search").add_text("final_training", event.final_training.reason)
-        elif isinstance(event, SearchEnded):
-            self._end(event.history.final_result)
+    def _writer(self, series: str) -> Any:
+        if series not in self.writers:
+            self.writers[series] = self.open_writer(str(self.folder / series), flush_secs=10)
+        return self.writers[series]
 
-    def _writer(self, name: str) -> Any:
-        if name not in self.writers:
-            self.writers[name] = self.open_writer(str(self.folder / name), flush_secs=10)
-        return self.writers[name]
+    def start(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.add_text("config", canonical_json(config))
 
-    def _add_scalars(self, name: str, values: dict[str, float], index: int) -> None:
+    def add_values(self, series: str, axis: str, index: int, values: dict[str, float]) -> None:
+        prefix = "" if axis == "epoch" else f"{axis}/"  # curves of one tag are overlaid
         for tag, value in values.items():
-            self._writer(name).add_scalar(tag, value, index)
+            self._writer(series).add_scalar(f"{prefix}{tag}", value, index)
 
-    def _add_step(self, step: Step) -> None:
-        self._writer("search").add_text("decision", _decision_text(step), step.number)
-        for name, result in _step_results(step).items():
-            values = {f"step/{tag}": value for tag, value in _result_values(result).items()}
-            self._add_scalars(f"search/{name}", values, step.number)
-        for writer in self.writers.values():
-            writer.flush()
+    def add_text(self, name: str, text: str, step: int = 0) -> None:
+        self._writer("search").add_text(name, text, step)
 
-    def _end(self, final: CandidateResult | None) -> None:
-        if final is not None:
+    def end_series(self, series: str) -> None:
+        if series in self.writers:
+            self.writers.pop(series).close()
+
+    def finish(self, metrics: dict[str, float]) -> None:
+        if metrics:
             hyperparameters = {  # TensorBoard takes plain values: lists and dicts become text
                 name: canonical_json(value) if isinstance(value, list | dict) else value
                 for name, value in self.config.items()
             }
-            metrics = {f"final/{tag}": value for tag, value in _final_values(final).items()}
-            self._writer("search").add_hparams(hyperparameters, metrics, run_name=".")
-        self.close()
-
-    def _close(self, name: str) -> None:
-        if name in self.writers:
-            self.writers.pop(name).close()
-
-    def close(self) -> None:
-        "Close all files, for example after an error."
-        for name in list(self.writers):
-            self._close(name)
-
-# %% ../../nbs/06_runs/09_trackers.ipynb #c922d6c9
-@contextmanager
-def _cache_at(folder: Path) -> Iterator[None]:
-    "Let W&B write its logs to this folder, unless the user has chosen another one."
-    if "WANDB_CACHE_DIR" in os.environ:
-        yield
-        return
-    os.environ["WANDB_CACHE_DIR"] = str(folder.absolute())
-    try:
-        yield
-    finally:
-        del os.environ["WANDB_CACHE_DIR"]
+            final = {f"final/{tag}": value for tag, value in metrics.items()}
+            self._writer("search").add_hparams(hyperparameters, final, run_name=".")
+        for series in list(self.writers):
+            self.end_series(series)
 
 # %% ../../nbs/06_runs/09_trackers.ipynb #4f7d65a9
-class _WandbTracker:
-    "Observer that logs a search as one run of Weights & Biases."
+class _Wandb:
+    "Backend that logs a search as one run of Weights & Biases."
 
-    def __init__(
-        self,
-        folder: str | Path,  # For the files of W&B
-        project: str = "space_warps",  # W&B project of the run
-        mode: str | None = None,  # online, offline or disabled; None: by WANDB_MODE
-    ) -> None:
-        self.wandb = _load("wandb", "wandb")
-        self.folder, self.project, self.mode = Path(folder), project, mode
+    def __init__(self, folder: Path) -> None:
+        self.wandb, self.folder = _load("wandb", "wandb"), folder
         self.run: Any = None
+        self.series: set[str] = set()  # Those that have an axis
 
-    def __call__(
-        self,
-        event: Event,  # Of the search
-    ) -> None:
-        if isinstance(event, SearchStarted):
-            self._start(event.config)
-        elif isinstance(event, CandidateStarted):
-            self._define_axis(event.candidate.name, "epoch")
-        elif isinstance(event, EpochEnded):
-            epoch = {"epoch": event.metrics.epoch}
-            self._log(event.candidate.name, {**epoch, **_epoch_values(event.metrics)})
-        elif isinstance(event, StepEnded):
-            step, values = event.step, {"step": float(event.step.number)}
-            for name, result in _step_results(step).items():
-                values |= {f"{name}_{key}": value for key, value in _result_values(result).items()}
-            self._log("search", values)
-            self.run.summary[f"decision/{step.number:02d}"] = _decision_text(step)
-        elif isinstance(event, FinalTrainingEnded):
-            self.run.summary["decision/final_training"] = event.final_training.reason
-        elif isinstance(event, SearchEnded):
-            final = event.history.final_result
-            metrics = _final_values(final) if final is not None else {}
-            self.run.summary.update({f"final/{key}": value for key, value in metrics.items()})
-            self.close()
-
-    def _start(self, config: SearchConfig) -> None:
+    def start(self, config: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)  # W&B ignores a folder that does not exist
-        with _cache_at(self.folder / "wandb" / "cache"):
+        has_cache = "WANDB_CACHE_DIR" in os.environ
+        os.environ.setdefault("WANDB_CACHE_DIR", str(self.folder.absolute() / "wandb" / "cache"))
+        try:
             self.run = self.wandb.init(
-                project=self.project,
+                project="space_warps",
                 dir=str(self.folder),
-                mode=self.mode,
-                config=to_json(config),
+                config=config,
                 reinit="create_new",  # the user may have another run open
                 settings=self.wandb.Settings(silent=True, console="off"),
             )
+        finally:
+            if not has_cache:
+                del os.environ["WANDB_CACHE_DIR"]
         if not self.run.offline and self.run.url:  # offline, reading the URL warns
             logger.info("W&B shows this search at %s", self.run.url)
-        self._define_axis("search", "step")
 
-    def _define_axis(self, name: str, axis: str) -> None:
-        self.run.define_metric(f"{name}/{axis}", hidden=True)
-        self.run.define_metric(f"{name}/*", step_metric=f"{name}/{axis}")
+    def add_values(self, series: str, axis: str, index: int, values: dict[str, float]) -> None:
+        if series not in self.series:
+            self.series.add(series)
+            self.run.define_metric(f"{series}/{axis}", hidden=True)
+            self.run.define_metric(f"{series}/*", step_metric=f"{series}/{axis}")
+        self.run.log({f"{series}/{key}": value for key, value in {axis: index, **values}.items()})
 
-    def _log(self, name: str, values: dict[str, float]) -> None:
-        self.run.log({f"{name}/{key}": value for key, value in values.items()})
+    def add_text(self, name: str, text: str, step: int = 0) -> None:
+        self.run.summary[f"{name}/{step:02d}" if step else name] = text
 
-    def close(self) -> None:
-        "End the run, for example after an error."
-        if self.run is not None:
-            self.run.finish()
-            self.run = None
+    def end_series(self, series: str) -> None:
+        "A run has no files per series."
+
+    def finish(self, metrics: dict[str, float]) -> None:
+        self.run.summary.update({f"final/{key}": value for key, value in metrics.items()})
+        self.run.finish()
 
 # %% ../../nbs/06_runs/09_trackers.ipynb #c575d356
-_TRACKERS: dict[str, Callable[[Path], Observer]] = {
-    "tensorboard": _TensorBoardTracker,
-    "wandb": _WandbTracker,
-}
+_BACKENDS: dict[str, Callable[[Path], _Backend]] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
 
 
 def open_tracker(
     name: str,  # tensorboard or wandb
     folder: str | Path,  # Only for its files
-) -> Observer:
+) -> events.Observer:
     "Tracker whose errors are logged; raises `InputError` for an unknown name or missing package."
-    if name not in _TRACKERS:
-        raise InputError(f"unknown tracker {name!r}; available: {', '.join(_TRACKERS)}")
+    if name not in _BACKENDS:
+        raise InputError(f"unknown tracker {name!r}; available: {', '.join(_BACKENDS)}")
     own = Path(folder).parent.resolve() / Path(folder).name
     for path in (own, *own.rglob("*")):  # W&B has links within its folder
         if not Path(os.path.realpath(path)).is_relative_to(own):
             raise InputError(f"{path} leads to another folder; remove it")
-    tracker = _TRACKERS[name](Path(folder))
+    tracker = _Tracker(_BACKENDS[name](Path(folder)))
 
-    def log(event: Event) -> None:
+    def log(event: events.Event) -> None:
         if not getattr(event, "is_replayed", False):  # logged by an earlier session
             tracker(event)
 
     log.__name__ = name
-    return isolate_errors(log)
+    return events.isolate_errors(log)

@@ -64,10 +64,10 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        "Unique within a run: `step_02/candidate_03`, `finish/scratch_00`, `wide/step_03/control`."
+        "Unique within a run: `step_02/candidate_03`, `final/scratch_00`, `wide/step_03/control`."
         prefix = "" if self.branch == "main" else f"{self.branch}/"
         if self.is_final:
-            return f"{prefix}finish/{self.role}_{self.index:02d}"
+            return f"{prefix}final/{self.role}_{self.index:02d}"
         own = "control" if self.role == "control" else f"candidate_{self.index:02d}"
         suffix = f"_rung_{self.rung}" if self.rung else ""
         return f"{prefix}step_{self.step:02d}/{own}{suffix}"
