@@ -150,27 +150,23 @@ def _read_feature(
     bad: dict[int, str],
     missing_values: Sequence[Any] | None,
     counts: Counter[str],  # Missing values other than empty cells are counted here
-    measured_values: Sequence[float] | None = None,
+    measured: Sequence[float] | None,  # Values to tell placeholders by
 ) -> npt.NDArray[np.float64]:
-    words = _words(missing_values)
-    measured = [row for row, cell in enumerate(cells) if cell.lower() not in words]
-    counts.update(cell for cell in cells if cell and cell.lower() in words)
-    faults: dict[int, str] = {}
-    numbers = parse_numbers(
-        [cells[row] for row in measured], name, faults, -_MAX_FEATURE, _MAX_FEATURE
-    )
-    placeholders = (
-        find_placeholders(numbers, measured_values)
-        if missing_values is None
-        else _numbers(missing_values)
-    )
-    is_placeholder = np.isin(numbers, placeholders)
-    counts.update(f"{value:g}" for value in numbers[is_placeholder])
-    numbers[is_placeholder] = np.nan
-    for index, message in faults.items():
-        bad.setdefault(measured[index], message)
-    values = np.full(len(cells), np.nan)
-    values[measured] = numbers
+    words, faults = _words(missing_values), dict[int, str]()
+    is_word = np.array([cell.lower() in words for cell in cells], dtype=bool)
+    values = parse_numbers(cells, name, faults, -_MAX_FEATURE, _MAX_FEATURE)
+    values[is_word] = np.nan
+    if missing_values is None:
+        placeholders = find_placeholders(values, measured)
+    else:
+        placeholders = [_to_float(str(value)) for value in missing_values]
+    is_placeholder = np.isin(values, placeholders)
+    counts.update(cell for cell, missing in zip(cells, is_word, strict=True) if missing and cell)
+    counts.update(f"{value:g}" for value in values[is_placeholder])
+    values[is_placeholder] = np.nan
+    for row, message in faults.items():
+        if not is_word[row]:
+            bad.setdefault(row, message)
     return values
 
 
@@ -178,10 +174,6 @@ def _words(missing_values: Sequence[Any] | None) -> frozenset[str]:
     if missing_values is None:
         return _MISSING_WORDS
     return frozenset({"", *(str(value).lower() for value in missing_values)})
-
-
-def _numbers(missing_values: Sequence[Any]) -> list[float]:
-    return [number for value in missing_values if not np.isnan(number := _to_float(str(value)))]
 
 # %% ../../nbs/01_data/02_values.ipynb #86756715
 def sorted_classes(
