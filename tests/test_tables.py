@@ -500,6 +500,21 @@ def write_votes(tiny: Tiny) -> list[str]:
     return ["data.class_columns=[p,q,r]", "data.soft_labels=true"]
 
 
+def test_a_search_on_soft_labels_and_balanced_classes(tiny: Tiny, tmp_path: Path) -> None:
+    """The fractions determine the loss, their largest the metrics."""
+    keys = [*write_votes(tiny), "data.features=[]", "data.class_sampling=balanced", *SHORT]
+    run = tmp_path / "run"
+    assert main(["search", *tiny.words(), *keys, "data.test_share=0.3", f"run.dir={run}"]) == 0
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert list(evaluation["per_class"]) == ["p", "q", "r"]
+    assert evaluation["num_rows"] == 18
+    hard = tmp_path / "hard"
+    keys.remove("data.soft_labels=true")
+    assert main(["search", *tiny.words(), *keys, "data.test_share=0.3", f"run.dir={hard}"]) == 0
+    losses = [json.loads((f / "progressive_summary.json").read_text()) for f in (run, hard)]
+    assert losses[0]["history_sha256"] != losses[1]["history_sha256"]
+
+
 def test_soft_labels_of_bad_rows(tiny: Tiny) -> None:
     write_votes(tiny)
     for row, (column, value) in enumerate([("p", "-1"), ("q", ""), ("r", "nan"), ("p", "x")]):

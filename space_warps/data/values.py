@@ -329,8 +329,8 @@ def read_positions(
         ra_unit = "degree"
     turn = 24 if ra_unit == "hour" else 360
     numbers = _to_floats(ra_cells)
-    west, east = np.fmin.reduce(numbers, initial=np.inf), np.fmax.reduce(numbers, initial=-np.inf)
-    is_signed = -turn / 2 <= west < 0 and east <= turn / 2
+    negative, east = np.unique(numbers[numbers < 0]), np.fmax.reduce(numbers, initial=-np.inf)
+    is_signed = len(negative) > 2 and negative[0] >= -turn / 2 and east <= turn / 2  # no sentinel
     lowest = -turn / 2 if is_signed else 0
     ra = parse_numbers(ra_cells, "ra", bad, lowest, turn) * (360 / turn) % 360
     dec = parse_numbers(dec_cells, "dec", bad, -90, 90)
