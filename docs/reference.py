@@ -69,6 +69,8 @@ def read_module(name: str, path: Path) -> Module:
                     alias.asname or alias.name: f"{source_module}.{alias.name}"
                     for alias in node.names
                 }
+        elif isinstance(node, ast.Import):  # import space_warps.room.module as module
+            module.imported |= {one.asname: one.name for one in node.names if one.asname}
     module.imported |= {name: f"{module.full_name}.{name}" for name in module.top_level()}
     return module
 

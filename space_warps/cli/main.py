@@ -19,7 +19,9 @@ from io import StringIO, TextIOBase
 from types import FrameType
 from typing import IO
 
-from . import commands, export_commands, history_commands
+import space_warps.cli.commands as commands
+import space_warps.cli.export_commands as export_commands
+import space_warps.cli.history_commands as history_commands
 from .config import Config, key_descriptions, known_keys, multirun, read_config
 from ..core import InputError
 from ..safety import terminal_text

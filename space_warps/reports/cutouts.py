@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from scipy.special import softmax
 from torch import Tensor
 
+import space_warps.reports.plots as plots
 from ..data.augment import Augment
 from ..data.dataset import Space_Galaxi
 from ..data.image_store import display_bytes
-from . import plots
 from ..safety import plot_text
 
 # %% ../../nbs/07_reports/06_cutouts.ipynb #e9c5c707

@@ -13,11 +13,12 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
+import space_warps.reports.plots as plots
+import space_warps.reports.test_plots as test_plots
 from ..core import write_atomic, write_json
 from ..data.symmetry import describe_symmetries
 from ..evaluation.evaluate import stored_evaluation
 from ..evaluation.metrics import format_share
-from . import plots, test_plots
 from .model_card import Sections, model_card, to_markdown
 from .summary import describe, summarize
 from ..runs.folder import check_finished

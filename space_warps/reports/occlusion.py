@@ -12,9 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import space_warps.reports.plots as plots
 from ..core import InputError, deterministic
 from ..models.model import ProgressiveModel
-from . import plots
 from ..safety import plot_text
 
 # %% ../../nbs/07_reports/07_occlusion.ipynb #a35677b6

@@ -12,8 +12,8 @@ from typing import Any, get_args
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import space_warps.reports.plots as plots
 from ..core import InputError
-from . import plots
 from ..safety import plot_text, terminal_text
 
 # %% ../../nbs/07_reports/03_test_plots.ipynb #6a0d11f2

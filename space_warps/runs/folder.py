@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+import space_warps.search.events as events
 from ..core import InputError, sha256_file, write_json
 from ..models.complexity import measure_latency
 from ..models.saved_model import load_model, save_model, state_dict_to_bytes
@@ -26,7 +27,6 @@ from .journal import Appended, JournalWriter
 from .resume import RunResumeState
 from .state import RunState, read_run_state, resumable_history
 from ..safety import SafeFolder
-from ..search import events
 from ..search.budget import check_backtrack
 from ..search.history import SearchHistory, pareto_results
 from ..search.records import Backtrack

@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+import space_warps.search.events as events
 from ..safety import terminal_text
-from ..search import events
 from ..search.budget import describe_cost, describe_step_cost
 from ..search.config import SearchConfig
 from ..search.formatting import describe_candidate

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import space_warps.search.events as events
 from ..core import InputError, canonical_json, to_json
-from ..search import events
 from ..search.history import SearchHistory
 
 logger = logging.getLogger(__name__)
