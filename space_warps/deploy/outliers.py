@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from ..core import InputError
 from ..data.dataset import Space_Galaxi
 from ..data.image_store import iter_chunks
 from .inference import InferenceModel
+from ..models.saved_model import state_dict_from_bytes
 from ..safety import MissingFileError, SafeFolder, parse_json
 
 # %% ../../nbs/08_deploy/02_outliers.ipynb #ed3b0257
@@ -113,19 +112,21 @@ def load_outliers(
     width = model.architecture.head_width - model.architecture.num_projected
     try:
         content = SafeFolder(run).read(_FILE, _MAX_BYTES)
-        arrays, model_sha256 = load_arrays(content), _model_sha256(content)
-        means, whitening, (threshold,) = (arrays[n] for n in ("means", "whitening", "threshold"))
-        if means.shape[1:] != (width,) or whitening.shape != (width, width):
+        tensors = state_dict_from_bytes(content, Path(run) / _FILE)
+        if _model_sha256(content) != model.sha256:
+            return None
+        means, whitening, threshold = (
+            tensors[name].double().numpy() for name in ("means", "whitening", "threshold")
+        )
+        if means.shape != (max(1, len(means)), width) or whitening.shape != (width, width):
             raise ValueError(f"its arrays have the shapes {means.shape} and {whitening.shape}")
         if not all(np.isfinite(array).all() for array in (means, whitening, threshold)):
             raise ValueError("it has values that are not finite")
     except MissingFileError:
         return None
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{Path(run) / _FILE} cannot be read ({error}); delete it") from error
-    if model_sha256 != model.sha256:
-        return None
-    return OutlierDetector(means, whitening, float(threshold), model.sha256)
+    return OutlierDetector(means, whitening, float(threshold.item()), model.sha256)
 
 
 def _model_sha256(content: bytes) -> Any:
