@@ -1,5 +1,6 @@
 from .data.audit import CatalogueAudit as CatalogueAudit
 from .data.augment import Augment as Augment
+from .deploy.classifier import Classifier as Classifier
 from .models.blocks import BlockSpec as BlockSpec
 from .models.blocks import build_block as build_block
 from .models.blocks import register_block as register_block

@@ -1,6 +1,7 @@
 """Predict a catalogue without classes: the command, a kill, and catalogues that do not fit."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from conftest import Catalogue, Tiny, grow
 from space_warps.cli.main import main
 from space_warps.data.catalogue import ReadOptions
 from space_warps.data.dataset import Space_Galaxi
+from space_warps.deploy.classifier import Classifier
 from space_warps.evaluation.evaluate import predict
 from space_warps.models.saved_model import load_model
 
@@ -228,3 +230,26 @@ def test_options_of_the_run_are_used_for_new_images(make_tiny: object, tmp_path:
     out = tmp_path / "out.csv"
     assert main(words(tmp_path / "run", tiny.csv_path, tiny.img_dir_path, out)) == 0
     assert not pd.read_csv(out)["unreadable"].any()
+
+
+def probabilities(classifier: Classifier) -> np.ndarray:
+    """For a process of its own."""
+    return classifier.predict_proba(np.full((2, 1, 12, 12), 9, np.uint8))
+
+
+def test_a_classifier_is_sent_to_a_spawned_process(run: Path) -> None:
+    classifier = Classifier.load(run, device="cpu")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        (result,) = pool.map(probabilities, [classifier])
+    assert np.abs(result - probabilities(classifier)).max() < 1e-6
+
+
+def test_names_of_classes_are_escaped(tiny: Tiny, tmp_path: Path) -> None:
+    rewrite(
+        tiny.csv_path,
+        **{"class": pd.read_csv(tiny.csv_path)["class"].replace("QSO", "<img src=x>")},
+    )
+    grow(tiny, tmp_path / "run", *SMALL)
+    page = Classifier.load(tmp_path / "run")._repr_html_()
+    assert "&lt;img src=x&gt;" in page and "<img" not in page
+    assert "<img" not in (tmp_path / "run" / "MODEL_CARD.md").read_text().replace("\\<img", "")

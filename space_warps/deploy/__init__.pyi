@@ -1,5 +1,6 @@
 from .export import OnnxModel as OnnxModel
 from .export import export_model as export_model
+from .classifier import Classifier as Classifier
 from .inference import InferenceModel as InferenceModel
 from .outliers import OutlierDetector as OutlierDetector
 from .predict import CatalogueReader as CatalogueReader
