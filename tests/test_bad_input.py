@@ -217,7 +217,7 @@ def test_k_not_positive(tiny: Tiny, refused: Refusal, k: str) -> None:
         ("search.training.schedule=cosine", "schedule is 'one_cycle' or 'constant'; got 'cosine'"),
         (
             "search.selection.metric=luck",
-            "selection.metric is 'loss' or 'accuracy' or 'balanced_accuracy' or 'macro_f1'; got 'luck'",
+            "selection.metric is 'loss' or 'accuracy' or 'balanced_accuracy' or 'macro_f1', or your own as package.module:name; got 'luck'",
         ),
         ("search.selection.patience=-1", "patience is at least 0; got -1"),
         ("search.space.stem_downsample=0", "downsample is at least 1; got 0"),

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 from conftest import Tiny, grow
+from torch.nn.functional import cross_entropy
 
 from space_warps.cli.main import main
 from space_warps.core import InputError
 from space_warps.data.loaders import create_train_val_dataloaders
+from space_warps.data.tables import TableOptions
 from space_warps.models.saved_model import load_model
 from space_warps.search.config import SearchConfig, TrainingConfig
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
+from space_warps.search.settings import with_overrides
+from space_warps.training.loop import evaluate
 
 MODULE = """
 import torch
@@ -169,3 +173,33 @@ def test_a_class_without_training_rows_has_no_weight(tiny: Tiny) -> None:
     )
     with pytest.raises(InputError, match="the class 'ALIEN' has no training rows"):
         search(config, LocalRunner(*loaders, device="cpu"))
+    both = {"classes": classes[:3], "class_sampling": "balanced"}
+    loaders = create_train_val_dataloaders(*tiny, features=(), **both)
+    with pytest.raises(InputError, match="would count rare classes twice"):
+        search(config, LocalRunner(*loaders, device="cpu"))
+
+
+def test_soft_labels_are_compared_as_fractions(tiny: Tiny, module: None) -> None:
+    header, *rows = tiny.lines()
+    fractions = ("0.7,0.2,0.1", "0.3,0.6,0.1", "0.2,0.2,0.6")
+    tiny.write([f"{header},p,q,r", *(f"{row},{fractions[n % 3]}" for n, row in enumerate(rows))])
+    votes = TableOptions(class_columns=["p", "q", "r"], soft_labels=True)
+    loaders = create_train_val_dataloaders(*tiny, features=(), table=votes, train_ratio=0.7)
+    config = SearchConfig(
+        1, k_candidates=(4, 8), epochs_per_eval=2, training=TrainingConfig(label_smoothing=0.0)
+    )
+    config = with_overrides(
+        config, {"final.epochs": 20, "selection.parsimony": "one_standard_error"}
+    )
+    model, history = search(config, LocalRunner(*loaders, device="cpu"))
+    step = history.steps[0]
+    for result, test in zip(step.results, step.tests, strict=True):
+        assert test is not None
+        assert test.loss_gain == pytest.approx(step.control.val_loss - result.val_loss, abs=1e-5)
+    measured = evaluate(model, loaders[1])
+    targets = loaders[1].dataset.targets
+    assert measured.loss == pytest.approx(float(cross_entropy(measured.logits, targets)))
+    assert measured.labels.tolist() == targets.argmax(1).tolist()
+    assert measured.logits.softmax(1).amax() < 0.9  # no row has a fraction above 0.7
+    own = with_overrides(config, {"training.loss": "sw_objectives:focal", "final.enabled": False})
+    assert search(own, LocalRunner(*loaders, device="cpu"))[1].steps[0].results[0].failed is None

@@ -129,7 +129,8 @@ def initial_state(
     _check_rows(history, new)
     find_names(history.config)
     loss, metric = history.config.training.loss, history.config.selection.metric
-    check_objectives(loss, metric, len(base.architecture.classes))
+    has_fractions = runner.val_rows.fractions is not None
+    check_objectives(loss, metric, len(base.architecture.classes), has_fractions)
     _check_families(history)
     first = TrainedCandidate(replace(base, architecture=history.base_architecture))
     candidates = resume.candidates if resume is not None else ()

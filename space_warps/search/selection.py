@@ -43,6 +43,7 @@ def compare_with_control(
             trained.scores.numpy(),
             rows.labels,
             rows.groups,
+            fractions=rows.fractions,
             seed=derive_seed(seed, index),
         )
         for index, trained in enumerate(candidates)
@@ -62,9 +63,7 @@ def within_one_standard_error(
         return []
 
     def is_equivalent(result: CandidateResult) -> bool:
-        own, of_best = (
-            _row_objective(scores[id(item)], rows.labels, metric) for item in (result, best)
-        )
+        own, of_best = (_row_objective(scores[id(item)], rows, metric) for item in (result, best))
         worse = own - of_best
         return bool(worse.mean() <= standard_error(worse, rows.groups))
 
@@ -72,12 +71,12 @@ def within_one_standard_error(
 
 
 def _row_objective(
-    scores: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], metric: str
+    scores: npt.NDArray[np.float32], rows: ValidationRows, metric: str
 ) -> npt.NDArray[np.float64]:
     "The objective of each row: its log-loss, or 1 if it is classified wrongly."
     if metric == "loss":
-        return row_losses(scores, labels)
-    return np.asarray(scores.argmax(axis=1) != labels, np.float64)
+        return row_losses(scores, rows.targets)
+    return np.asarray(scores.argmax(axis=1) != rows.labels, np.float64)
 
 # %% ../../nbs/04_search/10_selection.ipynb #1280bedd
 def decide(

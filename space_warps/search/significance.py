@@ -9,7 +9,7 @@ __all__ = ['Verdict', 'PairedTest', 'row_losses', 'standard_error', 'compare_pai
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -102,11 +102,13 @@ def _random_signs(sums: _Floats, draws: int, seed: int) -> float:
 # %% ../../nbs/04_search/03_significance.ipynb #af9310e9
 def row_losses(
     scores: npt.ArrayLike,  # float [rows, classes], before the softmax
-    labels: npt.NDArray[np.int64],  # [rows], true class
+    targets: npt.NDArray[Any],  # int [rows], true class; or fractions [rows, classes]
 ) -> _Floats:  # [rows], in nats
     "Log-loss of each row."
     log_probabilities = log_softmax(np.asarray(scores, np.float64), axis=1)
-    losses: _Floats = -log_probabilities[np.arange(len(labels)), labels]
+    if targets.ndim == 2:
+        return np.asarray(-(targets * log_probabilities).sum(axis=1))
+    losses: _Floats = -log_probabilities[np.arange(len(targets)), targets]
     return losses
 
 
@@ -127,6 +129,7 @@ def compare_paired(
     labels: npt.ArrayLike,  # int [rows], true class
     groups: npt.ArrayLike,  # int [rows], rows of the same object share a number
     *,
+    fractions: npt.NDArray[Any] | None = None,  # [rows, classes], for the log-loss of soft labels
     draws: int = 2000,  # How often the objects are drawn again
     seed: int = 0,  # Seed of the draws
 ) -> PairedTest:
@@ -135,7 +138,8 @@ def compare_paired(
         raise InputError(f"draws is at least 1; got {draws}")
     first, second, truth, index = _check_input(before, after, labels, groups)
     right = [scores.argmax(axis=1) == truth for scores in (first, second)]
-    losses = [row_losses(scores, truth) for scores in (first, second)]
+    targets = truth if fractions is None else fractions
+    losses = [row_losses(scores, targets) for scores in (first, second)]
     gains, loss_gains = right[1].astype(np.float64) - right[0], losses[0] - losses[1]
     gained, lost = int((gains > 0).sum()), int((gains < 0).sum())
     sums = np.stack([np.bincount(index, column) for column in (None, gains, loss_gains)])

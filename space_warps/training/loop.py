@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from ..core import autocast, deterministic, seeded
+from ..core import InputError, autocast, deterministic, seeded
 from ..data.dataset import Batch
 from ..data.loaders import iterate_batches
 from ..models.saved_model import StateDict, clone_state_dict
@@ -209,9 +209,15 @@ def train(
 
 
 def _class_weights(loader: DataLoader[Batch], config: TrainConfig) -> tuple[float, ...]:
+    if config.class_weights == "none":
+        return ()
+    if getattr(loader.sampler, "weights", None) is not None:
+        raise InputError(
+            "class_weights=balanced and data.class_sampling=balanced would count rare classes "
+            "twice; use one of them"
+        )
     dataset: Any = loader.dataset
-    balanced = config.class_weights == "balanced"
-    return balanced_weights(dataset.labels, dataset.classes) if balanced else ()
+    return balanced_weights(dataset.labels, dataset.classes)
 
 
 def own_metric(
