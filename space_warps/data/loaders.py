@@ -198,11 +198,18 @@ class ValidationRows:
     ids: tuple[str, ...]
     labels: npt.NDArray[np.int64]  # [rows] class of each row
     groups: npt.NDArray[np.int64]  # [rows] rows of the same object share a number
+    fractions: npt.NDArray[np.float32] | None = None  # [rows, classes] soft labels, if any
+
+    @property
+    def targets(self) -> npt.NDArray[Any]:  # [rows], or [rows, classes] for soft labels
+        "What the log-loss compares with."
+        return self.labels if self.fractions is None else self.fractions
 
 
 def validation_rows(
     loader: DataLoader[Batch],  # Validation loader of `create_train_val_dataloaders`
 ) -> ValidationRows:
-    "Read ids, labels and groups of the rows of a loader."
+    "Read ids, labels and groups of the rows of a loader, and their soft labels."
     catalogue = loader.dataset.catalogue  # type: ignore[attr-defined]
-    return ValidationRows(tuple(catalogue.table["id"]), catalogue.labels, catalogue.groups)
+    ids = tuple(catalogue.table["id"])
+    return ValidationRows(ids, catalogue.labels, catalogue.groups, catalogue.targets)
