@@ -143,11 +143,13 @@ def test_names_in_sub_packages_are_resolved(tmp_path: Path) -> None:
         "00_core": "class InputError(Exception): ...\n",
         "01_sky/01_lists": "from ..core import InputError\n\n\ndef read(): ...\n",
         "01_sky/02_photos": "from .lists import read as read_list\n",
+        "01_sky/03_books": "import space_warps.sky.lists as lists\n",
     }
     write_tree(tmp_path, tree)
     modules = reference.read_package(tmp_path)
     assert modules["sky.lists"].imported["InputError"] == "space_warps.core.InputError"
     assert modules["sky.photos"].imported["read_list"] == "space_warps.sky.lists.read"
+    assert modules["sky.books"].imported["lists"] == "space_warps.sky.lists"
     names = reference.all_names(modules)
     for name in ("read", "sky.read", "space_warps.sky.read", "sky.lists.read"):
         assert names[name] == "space_warps.sky.lists.read", name
