@@ -54,7 +54,7 @@ from space_warps.search.records import Candidate, CandidateResult
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
 from space_warps.search.settings import list_settings, with_overrides
-from space_warps.search.strategies import registered_strategies, settings_without_effect
+from space_warps.search.strategies import settings_without_effect, strategies
 from space_warps.search.surrogate import rank_correlation
 from space_warps.training.calibration import fit_temperature
 from space_warps.training.config import TrainConfig
@@ -355,7 +355,7 @@ def main() -> None:
     )
     parser.add_argument("--folds", nargs="*", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument(
-        "--strategies", nargs="*", default=list(STRATEGIES), choices=registered_strategies()
+        "--strategies", nargs="*", default=list(STRATEGIES), choices=strategies.names
     )
     parser.add_argument(
         "--ways", nargs="*", default=list(VARIANTS), choices=[*VARIANTS, *MORE_VARIANTS]

@@ -30,7 +30,7 @@ from space_warps.search.history import SearchHistory
 from space_warps.search.runner import LocalRunner
 from space_warps.search.search import search
 from space_warps.search.space import CandidateProposal
-from space_warps.search.strategies import find_strategy, register_strategy, strategies
+from space_warps.search.strategies import register_strategy, strategies
 
 WIDE = [
     "data.features=[]",
@@ -109,7 +109,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     @register_strategy("counted")
     def propose(history: SearchHistory, latency: Latency | None) -> list[CandidateProposal]:
         calls.append(len(history.steps) + 1)
-        return [] if len(history.steps) == 2 else find_strategy("greedy")(history, latency)
+        return [] if len(history.steps) == 2 else strategies.find("greedy").value(history, latency)
 
     return calls
 
@@ -251,7 +251,7 @@ def test_hyperparameters_and_architecture_are_searched_together(tiny: Tiny, tmp_
 
 
 INIT = [
-    "search.space.hyperparameters={init:[fresh,copy,net2net],new_layer_lr_factor:[4]}",
+    "search.space.hyperparameters={init:[scratch,copy,net2net],new_layer_lr_factor:[4]}",
     "search.num_candidates=0",
 ]
 
@@ -260,14 +260,14 @@ def test_searched_init_counts_inherited_epochs(tiny: Tiny, tmp_path: Path) -> No
     args = [*WIDE, *INIT, "search.k_candidates=[4]", "search.epochs_per_eval=2"]
     summary = grow(tiny, tmp_path / "run", *args, "search.selection.patience=2")
     first, second = read_history(tmp_path / "run").steps
-    assert {o.candidate.init for o in first.results} == {"fresh"}
+    assert {o.candidate.init for o in first.results} == {"scratch"}
     tried = {(o.candidate.blocks[-1].family, o.candidate.init): o for o in second.results}
     assert len(tried) == len(second.results) == 6
     assert first.selected is not None
     for (_, start), result in tried.items():
         candidate = result.candidate
-        assert candidate.inherited_epochs == (0 if start == "fresh" else 2)
-        assert candidate.train_config.new_layer_lr_factor == (1.0 if start == "fresh" else 4.0)
+        assert candidate.inherited_epochs == (0 if start == "scratch" else 2)
+        assert candidate.train_config.new_layer_lr_factor == (1.0 if start == "scratch" else 4.0)
     losses = {key: result.epochs[0].val_loss for key, result in tried.items()}
     assert len(set(losses.values())) == 6
     text = summary["steps"][1]["candidates"]

@@ -56,7 +56,7 @@ from ..runs.progress import ProgressBar
 from ..runs.state import resumable_history
 from ..runs.trackers import open_tracker
 from ..search.config import SearchConfig
-from ..search.events import Observer
+from ..search.events import Callback
 from ..search.parallel import ParallelRunner
 from ..search.runner import LocalRunner, Runner
 from ..search.search import search
@@ -136,7 +136,7 @@ def _run_search(
     config: Config,
     runner: Runner,
     folder: RunFolder,
-    observers: Sequence[Observer],
+    observers: Sequence[Callback],
     should_stop: Callable[[], bool],
 ) -> None:
     with closing(ProgressBar(bars=sys.stderr.isatty())) as progress:

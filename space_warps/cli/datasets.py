@@ -31,7 +31,7 @@ from ..evaluation.metrics import class_weights
 from ..models.model import Architecture
 from ..runs.environment import describe_environment
 from ..safety import MissingFileError, SafeFolder, open_regular_file
-from ..search.events import Event, Observer, SearchStarted
+from ..search.events import Callback, Event, SearchStarted
 from ..search.runner import Runner
 
 # %% ../../nbs/10_cli/03_datasets.ipynb #01708d2a
@@ -171,7 +171,7 @@ def read_test_rows(
 def test_share_writer(
     test_rows: Catalogue,  # Test rows of `read_split`
     folder: Path,  # Run folder
-) -> Observer:
+) -> Callback:
     "Observer that writes test.csv when the run starts."
     text = test_rows.to_csv()
 

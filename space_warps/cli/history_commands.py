@@ -21,7 +21,7 @@ from ..runs.resume import RunResumeState
 from ..runs.state import read_run_state, resumable_history
 from ..runs.tree import RunTree, describe_tree
 from ..search.records import Backtrack
-from ..search.replay import describe_differences, replay
+from ..search.resume import describe_differences, replay
 from ..search.strategies import load_names
 
 # %% ../../nbs/10_cli/05_history_commands.ipynb #4394f911

@@ -22,8 +22,8 @@ from space_warps.cli.config import (
 from ..core import InputError, choose_device
 from ..data.split import check_share
 from ..models.blocks import registered_families
-from ..search.config import CHOICE_LISTS, CHOICES
-from ..search.strategies import registered_strategies
+from ..search.config import CHOICES
+from ..search.strategies import strategies
 
 try:
     import ipywidgets as widgets
@@ -129,9 +129,8 @@ def _choices_of(key: str) -> tuple[Any, ...]:
     if key == "search.space.families":
         return tuple(registered_families())
     if key == "search.strategy":
-        return tuple(registered_strategies())
-    path = key.removeprefix("search.")
-    return tuple(CHOICES.get(path) or CHOICE_LISTS.get(path) or ())
+        return strategies.names
+    return CHOICES.get(key.removeprefix("search.")) or ()
 
 
 def _options(key: str, value: Any) -> tuple[Any, ...]:

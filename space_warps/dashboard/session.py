@@ -23,7 +23,7 @@ from ..runs.journal import Appended
 from ..runs.state import RunState, read_run_state, resumable_history
 from ..search.budget import check_backtrack
 from ..search.config import SearchConfig
-from ..search.events import Observer
+from ..search.events import Callback
 from ..search.records import Backtrack, Decision, Step
 from ..search.runner import Runner
 from ..search.search import Choice, search
@@ -89,7 +89,7 @@ class Session:
         self.runner: Runner | None = None  # None until `get_runner` is called
         self.environment: dict[str, Any] = {}
         self.listener: Callable[[Appended], None] = lambda appended: None  # Receives each event
-        self.observers: list[Observer] = []  # In addition to the run folder
+        self.observers: list[Callback] = []  # In addition to the run folder
         self.pending_step: Step | None = None  # Trained step that waits for a decision
         self.error = ""  # One-line cause of a failure
         self.exception: BaseException | None = None  # The exception itself

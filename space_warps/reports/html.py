@@ -6,6 +6,7 @@
 __all__ = ['write_report']
 
 # %% ../../nbs/07_reports/04_html.ipynb #13300fbd
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,9 @@ def write_report(
     has_network = summary["num_layers"] > 0 and history.final_result is not None
     figures = _draw_search(history, folder)
     if latency:
-        time_ms = Objective("time per image (ms)", lambda o: latency.get(o.candidate.name))
+        time_ms = Objective(
+            "time per image (ms)", lambda o: latency.get(o.candidate.name, math.nan)
+        )
         _draw(
             "log-loss against latency",
             lambda: plots.plot_pareto(history, (time_ms,), size=(400, 300)),

@@ -20,7 +20,7 @@ from ..models.model import ProgressiveModel
 from .environment import describe_environment
 from .folder import RunFolder
 from ..search.config import FinalConfig, SearchConfig, TrainingConfig
-from ..search.events import Observer
+from ..search.events import Callback
 from ..search.history import LayerDict, SearchHistory
 from ..search.runner import LocalRunner
 from ..search.search import SearchInterrupted, search
@@ -43,7 +43,7 @@ def progressive_architecture_search(
     *,
     final_epochs: int = FinalConfig.epochs,  # Epochs of the final training; 0 skips it
     run_dir: str | Path | None = None,  # Write the search to this run folder, or resume it
-    observers: Sequence[Observer] = (),  # Receive the events, e.g. a progress bar
+    observers: Sequence[Callback] = (),  # Receive the events, e.g. a progress bar
     should_stop: Callable[[], bool] = lambda: False,  # Called before each batch
 ) -> tuple[ProgressiveModel, list[LayerDict]]:  # The network, and a dict per block
     "Grow a network block by block, accepting the best candidate each time, and train it in full."

@@ -176,7 +176,7 @@ _BACKENDS: dict[str, Callable[[Path], _Backend]] = {"tensorboard": _TensorBoard,
 def open_tracker(
     name: str,  # tensorboard or wandb
     folder: str | Path,  # Only for its files
-) -> events.Observer:
+) -> events.Callback:
     "Tracker whose errors are logged; raises `InputError` for an unknown name or missing package."
     if name not in _BACKENDS:
         raise InputError(f"unknown tracker {name!r}; available: {', '.join(_BACKENDS)}")

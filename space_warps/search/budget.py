@@ -9,55 +9,37 @@ __all__ = ['epochs_spent', 'max_steps_of', 'propose_within_budget', 'describe_st
 # %% ../../nbs/04_search/15_budget.ipynb #7dfe9541
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import count, islice, pairwise, product, takewhile
+from itertools import count, islice, product, takewhile
 
 from ..core import InputError, choose_device
 from ..models.blocks import BlockSpec
 from ..models.complexity import Latency, LatencyTimer
 from .config import SearchConfig, parse_budget
-from .halving import num_survivors
+from .halving import rung_sizes
 from .history import SearchHistory
 from .records import Backtrack
 from .runner import Runner
 from .space import CandidateProposal, feasible, meets_constraints, validate
-from space_warps.search.strategies import (
-    check_settings_have_effect,
-    find_strategy,
-    max_candidates,
-    num_parents,
-    propose_next,
-)
+from .strategies import check_settings_have_effect, max_candidates, propose_next
 
 # %% ../../nbs/04_search/15_budget.ipynb #0c816a9d
 def _epochs_of_step(config: SearchConfig, num_candidates: int) -> int:
     "Epochs of all trainings of a step, including the control's, if none fails."
-    rungs, left, total = (0, *(config.rungs or (config.epochs_per_eval,))), num_candidates, 0
-    for before, after in pairwise(rungs):
-        total += (left + 1) * (after - before)
-        left = num_survivors(left, num_parents(config))
-    return total
+    return sum(epochs * (1 + number) for epochs, number in rung_sizes(config, num_candidates))
 
 
 def _epochs_of_final_training(config: SearchConfig) -> int:
-    "Epochs of the final training."
     return (1 + config.final.seeds) * config.final.epochs if config.final.enabled else 0
 
 
-def epochs_spent(
-    history: SearchHistory,  # The search so far
-) -> int:
+def epochs_spent(history: SearchHistory) -> int:
     "Epochs of all trainings in a history."
     final = history.final_training.results if history.final_training else ()
     results = [*(result for step in history.steps for result in step.trained), *final]
     return sum(result.candidate.train_config.epochs for result in results)
 
 # %% ../../nbs/04_search/15_budget.ipynb #0542373c
-_PLANNED_STEPS = 3  # Steps that a budget is divided among where `num_candidates` is not set
-
-
-def max_steps_of(
-    config: SearchConfig,  # What the search does
-) -> int | None:  # None where a budget ends it
+def max_steps_of(config: SearchConfig) -> int | None:  # None where a budget ends it
     "Largest number of steps."
     is_bounded = config.max_steps is not None or config.budget is not None
     return config.max_steps if is_bounded else config.max_layers
@@ -79,44 +61,38 @@ def _num_affordable(history: SearchHistory) -> int:
             f"the budget of {budget} epochs has no room for step {done + 1}: one candidate and "
             f"the control take {one}, the final training {final}, {spent} are spent{hint}"
         )
-    if not config.num_candidates:  # leave as much for each of the planned steps
-        planned = min(_PLANNED_STEPS, config.max_steps or config.max_layers)
+    if not config.num_candidates:  # divide the budget among three steps
+        planned = min(3, config.max_steps or config.max_layers)
         available = max(one, available // max(1, planned - done))
     return len(list(takewhile(lambda n: _epochs_of_step(config, n) <= available, count(1))))
 
 # %% ../../nbs/04_search/15_budget.ipynb #61b2586e
 def propose_within_budget(
-    history: SearchHistory,  # The search so far
-    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
+    history: SearchHistory, latency: Latency | None = None
 ) -> list[CandidateProposal]:
     "Propose feasible candidates that fit the budget; raises `InputError` where there are none."
     limits = max_candidates(history.config), _num_affordable(history)
     number = min((limit for limit in limits if limit), default=0)
     history = replace(history, config=replace(history.config, num_candidates=number))
-    name, proposals = history.config.strategy, propose_next(history, latency)
+    strategy, proposals = (
+        f"the strategy {history.config.strategy!r}",
+        propose_next(history, latency),
+    )
     if not isinstance(proposals, Iterable | None):
-        raise InputError(
-            f"the strategy {name!r} returns a list of `CandidateProposal`s; got {proposals!r}"
-        )
+        raise InputError(f"{strategy} returns a list of `CandidateProposal`s; got {proposals!r}")
     valid = [validate(history, proposal) for proposal in proposals or ()]
     if not valid:
-        raise InputError(f"the strategy {name!r} proposes nothing to try")
+        raise InputError(f"{strategy} proposes nothing to try")
     return feasible(history, valid, latency)[: number or None]
 
 # %% ../../nbs/04_search/15_budget.ipynb #01247be3
-def describe_step_cost(
-    config: SearchConfig,  # What the search does
-    num_candidates: int,  # Of the step that starts, without the control
-) -> str:
-    "Describe the cost of a step before it starts."
+def describe_step_cost(config: SearchConfig, num_candidates: int) -> str:
+    "Describe the cost of a step that starts with these candidates and the control."
     plural, step = "s"[: num_candidates != 1], _epochs_of_step(config, num_candidates)
     return f"a step of {num_candidates} candidate{plural} and the control takes {step} epochs"
 
 
-def describe_cost(
-    config: SearchConfig,  # With a budget in epochs, or none
-    num_candidates: int,  # Of the first step, without the control
-) -> str:
+def describe_cost(config: SearchConfig, num_candidates: int) -> str:
     "Describe the cost of the first step and of the final training; later steps may be larger."
     step, final = _epochs_of_step(config, num_candidates), _epochs_of_final_training(config)
     text = describe_step_cost(config, num_candidates)
@@ -128,20 +104,15 @@ def describe_cost(
 
 # %% ../../nbs/04_search/15_budget.ipynb #6b4e02d7
 def check_backtrack(
-    backtrack: Backtrack,  # The step to return to, and what changes
-    history: SearchHistory | None = None,  # The history after going back, where it is known
-    latency: Latency | None = None,  # Measures networks; None: on the best device here
+    backtrack: Backtrack, history: SearchHistory | None = None, latency: Latency | None = None
 ) -> None:
-    "Raise `InputError` for a branch that could not run: see the page on budgets."
+    "Raise `InputError` for a branch that could not run from the history after going back."
     budget = backtrack.overrides.get("budget")
     if budget is not None and parse_budget(budget)[1]:
-        raise InputError(
-            "a time is converted to epochs when a run starts; give a branch its budget in epochs, "
-            f"as 300epochs; got {budget!r}"
-        )
+        remedy = f"give a branch its budget in epochs, as 300epochs; got {budget!r}"
+        raise InputError(f"a time is converted to epochs when a run starts; {remedy}")
     if backtrack.branch is None or history is None or backtrack.stop_growing:
         return
-    find_strategy(history.config.strategy)
     check_settings_have_effect(history.config, backtrack.overrides)
     most = max_steps_of(history.config)
     if most is None or len(history.steps) < most:
@@ -152,10 +123,8 @@ def check_backtrack(
 
 # %% ../../nbs/04_search/15_budget.ipynb #626a2f23
 def budget_in_epochs(
-    config: SearchConfig,  # With a budget in time or epochs, or without one
-    runner: Runner,  # Measures how long an epoch takes
-    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
-) -> SearchConfig:  # The same with its budget in epochs
+    config: SearchConfig, runner: Runner, latency: Latency | None = None
+) -> SearchConfig:
     "Convert a budget in time to epochs, so that the search is reproducible."
     amount, is_time = parse_budget(config.budget) if config.budget is not None else (0, False)
     if not is_time:
@@ -178,9 +147,8 @@ def _typical_networks(
         stacks = product(*(specs.values() for specs in by_width))
         narrow_first = sorted(stacks, key=lambda stack: [spec.k for spec in stack])
         for order in (narrow_first, narrow_first[::-1]):
-            fitting = (
-                blocks for blocks in order if meets_constraints(config, empty, blocks, latency)
-            )
+            tried = (replace(empty, blocks=stack) for stack in order)
+            fitting = (item.blocks for item in tried if meets_constraints(config, item, latency))
             networks |= set(islice(fitting, 1))
     if not networks:
         unlimited = SearchHistory(replace(config, budget=None), empty, 0, 0)

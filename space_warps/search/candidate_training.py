@@ -7,7 +7,7 @@ __all__ = ['TrainedCandidate', 'init_model', 'train_candidate']
 
 # %% ../../nbs/04_search/07_candidate_training.ipynb #7d950814
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from ..models.complexity import measure_complexity
 from ..models.model import ProgressiveModel
 from ..models.saved_model import SavedModel, state_dict_to_bytes
 from ..models.weight_transfer import init_as_identity, transfer_weights
-from .events import CandidateEnded, CandidateStarted, EpochEnded, Observer
+from .events import Callback, CandidateEnded, CandidateStarted, EpochEnded
 from .records import Candidate, CandidateResult
 from ..training.calibration import apply_temperature, fit_temperature
 from ..training.checkpoint import Checkpoint
@@ -49,25 +49,18 @@ class TrainedCandidate:
     @property
     def total_epochs(self) -> int:
         "Epochs that went into its weights, inherited ones included."
-        if self.result is None:
-            return 0
-        return self.result.candidate.inherited_epochs + self.result.candidate.train_config.epochs
+        return self.result.candidate.total_epochs if self.result is not None else 0
 
 # %% ../../nbs/04_search/07_candidate_training.ipynb #0429991a
-def init_model(
-    candidate: Candidate,  # What to train
-    parent: SavedModel,  # The network it starts from
-) -> ProgressiveModel:  # On the CPU
+def init_model(candidate: Candidate, parent: SavedModel) -> ProgressiveModel:  # On the CPU
     "Build a candidate's network with its initial weights."
     architecture = replace(parent.architecture, blocks=candidate.blocks)
     with seeded(candidate.train_config.seed):
         model = ProgressiveModel(architecture)
     if candidate.copy_weights:
         weights = transfer_weights(
-            SavedModel.from_model(model).state_dict,
-            architecture,
-            parent.state_dict,
-            parent.architecture,
+            *(SavedModel.from_model(model).state_dict, architecture),
+            *(parent.state_dict, parent.architecture),
             init_noise=candidate.init_noise,
             seed=candidate.train_config.seed,
             keep_function=candidate.init == "net2net",
@@ -76,32 +69,20 @@ def init_model(
     return model
 
 
-_MIN_INIT_ROWS = 256  # Training images for an identity initialization, at least
-
-
 def _apply_identity_init(
-    model: ProgressiveModel,
-    candidate: Candidate,
-    parent: SavedModel,
-    train_loader: DataLoader[Batch],
-    device: str | torch.device,
+    model: ProgressiveModel, candidate: Candidate, parent: SavedModel, batches: Iterable[Batch]
 ) -> None:
     "Initialize a new block as the identity if the candidate asks for it."
     is_deeper = len(candidate.blocks) > len(parent.architecture.blocks)
     if candidate.init != "net2net" or not is_deeper:
         return
     images: list[Tensor] = []
-    for batch in iterate_batches(train_loader, device, candidate.train_config.first_epoch):
+    for batch in batches:
         images.append(batch[0].cpu())
-        if sum(map(len, images)) >= _MIN_INIT_ROWS:
+        if sum(map(len, images)) >= 256:  # enough to initialize with
             break
-    init_as_identity(
-        model,
-        parent,
-        torch.cat(images),
-        init_noise=candidate.init_noise,
-        seed=candidate.train_config.seed,
-    )
+    noise, seed = candidate.init_noise, candidate.train_config.seed
+    init_as_identity(model, parent, torch.cat(images), init_noise=noise, seed=seed)
 
 # %% ../../nbs/04_search/07_candidate_training.ipynb #7bf129d5
 def _calibrate(
@@ -121,15 +102,15 @@ def _calibrate(
 
 # %% ../../nbs/04_search/07_candidate_training.ipynb #60913bbf
 def train_candidate(
-    candidate: Candidate,  # What to train, and how
-    parent: SavedModel,  # The network it starts from
-    train_loader: DataLoader[Batch],  # Training rows
-    val_loader: DataLoader[Batch],  # Validation rows
-    device: str | torch.device,  # Where to compute
+    candidate: Candidate,
+    parent: SavedModel,
+    train_loader: DataLoader[Batch],
+    val_loader: DataLoader[Batch],
+    device: str | torch.device,
     *,
-    emit: Observer,  # Receives the events of this candidate
-    should_stop: Callable[[], bool],  # Called before each batch
-    checkpoint: Checkpoint | None = None,  # Where an interrupted training resumes
+    emit: Callback,
+    should_stop: Callable[[], bool],
+    checkpoint: Checkpoint | None = None,
     precision: str = "float32",  # Of the convolutions in training: float32 or bfloat16
     capture: bool = False,  # Record a training step as a CUDA graph and replay it
 ) -> TrainedCandidate:
@@ -145,12 +126,10 @@ def train_candidate(
         model = init_model(candidate, parent)
         num_params = model.num_params
         augmented = with_augmentation_strength(train_loader, candidate.train_config.augmentation)
-        _apply_identity_init(model, candidate, parent, augmented, device)
+        batches = iterate_batches(augmented, device, candidate.train_config.first_epoch)
+        _apply_identity_init(model, candidate, parent, batches)
         trained = train(
-            model,
-            augmented,
-            val_loader,
-            candidate.train_config,
+            *(model, augmented, val_loader, candidate.train_config),
             device=device,
             precision=precision,
             capture=capture,
@@ -208,14 +187,9 @@ def _to_trained_candidate(
         evaluation = evaluate(saved_model.build(), val_loader, device)
         accuracy, loss, scores = evaluation.accuracy, evaluation.loss, evaluation.logits
         value = own_metric(metric, scores, evaluation.labels)
+    sha256 = hashlib.sha256(state_dict_to_bytes(saved_model.state_dict)).hexdigest()
     result = CandidateResult(
-        candidate,
-        accuracy,
-        loss,
-        trained.best.epoch,
-        model.num_params,
-        trained.epochs,
-        hashlib.sha256(state_dict_to_bytes(saved_model.state_dict)).hexdigest(),
+        *(candidate, accuracy, loss, trained.best.epoch, model.num_params, trained.epochs, sha256),
         temperature=temperature,
         num_macs=measure_complexity(model.architecture).num_macs,
         metric_value=value,

@@ -24,47 +24,34 @@ _FIELDS = {  # Setting -> field of a block
 }
 
 
-def searched_dimensions(
-    config: SearchConfig,  # What the search does
-) -> tuple[str, ...]:  # Fields of a block, then hyperparameters
-    "What a search varies, apart from widths."
+def searched_dimensions(config: SearchConfig) -> tuple[str, ...]:
+    "What a search varies, apart from widths: fields of a block, then hyperparameters."
     settings = list_settings(config)
     lists = [name for path, name in _FIELDS.items() if len(settings[path]) > 1]
     return (*lists, *(name for name, values in config.varied.items() if len(values) > 1))
 
 
-def describe_block(
-    spec: BlockSpec,  # The block
-    varied: Collection[str] = (),  # As `searched_dimensions` gives it
-) -> str:
+def describe_block(spec: BlockSpec, varied: Collection[str] = ()) -> str:
     "Describe a block in a few words."
     is_plain = spec.family == "conv" and "family" not in varied
-    args = [f"k={spec.k}" if is_plain else f"{spec.family} k={spec.k}"]
-    if "kernel_size" in varied:
-        args.append(f"{spec.kernel_size}x{spec.kernel_size}")
-    if "pooling" in varied:
-        args.append(f"{spec.pooling}-pooled" if spec.downsample > 1 else "not pooled")
-    if "activation" in varied:
-        args.append(spec.activation)
-    if "use_se" in varied:
-        args.append("with SE" if spec.use_se else "without SE")
-    if "dropout" in varied:
-        args.append(f"dropout={spec.dropout:g}")
-    return " ".join(args)
+    words = {
+        "kernel_size": f"{spec.kernel_size}x{spec.kernel_size}",
+        "pooling": f"{spec.pooling}-pooled" if spec.downsample > 1 else "not pooled",
+        "activation": spec.activation,
+        "use_se": "with SE" if spec.use_se else "without SE",
+        "dropout": f"dropout={spec.dropout:g}",
+    }
+    shown = [word for name, word in words.items() if name in varied]
+    return " ".join([f"k={spec.k}" if is_plain else f"{spec.family} k={spec.k}", *shown])
 
 
-def describe_hyperparameters(
-    hyperparameters: dict[str, Any],  # Name -> value
-) -> str:  # Empty where nothing was varied
+def describe_hyperparameters(hyperparameters: dict[str, Any]) -> str:
     "Describe hyperparameters, without the dropout, which belongs to the block."
     values = ((name, value) for name, value in hyperparameters.items() if name != "dropout")
     return ", ".join(f"{n}={v}" if isinstance(v, str) else f"{n}={v:g}" for n, v in values)
 
 
-def describe_candidate(
-    candidate: Candidate,  # One that adds or changes a block
-    config: SearchConfig | None = None,  # What the search does; None: the block alone
-) -> str:
+def describe_candidate(candidate: Candidate, config: SearchConfig | None = None) -> str:
     "Describe the new block (or all blocks, without a parent), the mutation, parent and hyperparameters."
     varied = searched_dimensions(config) if config else ()
     blocks = candidate.blocks if candidate.mutation == "fresh" else candidate.blocks[-1:]
@@ -74,17 +61,12 @@ def describe_candidate(
     if config and candidate.parent > 0 and candidate.mutation != "fresh":
         args.append(f"on network {candidate.parent + 1}")
     if config:
-        hyperparameters = candidate.hyperparameters(
-            name for name in config.varied if name in varied
-        )
-        args.append(describe_hyperparameters(hyperparameters))
+        names = [name for name in config.varied if name in varied]
+        args.append(describe_hyperparameters(candidate.hyperparameters(names)))
     return ", ".join(word for word in args if word)
 
 
-def candidate_label(
-    candidate: Candidate,  # Any candidate
-    config: SearchConfig | None = None,  # What the search does; None: the block alone
-) -> str:
+def candidate_label(candidate: Candidate, config: SearchConfig | None = None) -> str:
     "A label, unique within its step: `2: k=16`, `control`, `scratch 0`."
     if candidate.role == "candidate":
         return f"{candidate.index}: {describe_candidate(candidate, config)}"

@@ -8,7 +8,8 @@ __all__ = ['LOG_LOSS', 'NUM_PARAMS', 'NUM_MACS', 'LayerDict', 'SearchHistory', '
 
 # %% ../../nbs/04_search/05_history.ipynb #1babdc81
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -63,8 +64,7 @@ class SearchHistory:
     @property
     def num_accepted(self) -> int:
         "Number of the last step whose candidate was accepted; 0 if there is none."
-        numbers = [n for n, step in enumerate(self.steps, 1) if step.decision.action == "accept"]
-        return numbers[-1] if numbers else 0
+        return max((s.number for s in self.steps if s.decision.action == "accept"), default=0)
 
     @property
     def beam(self) -> tuple[CandidateResult, ...]:
@@ -85,16 +85,14 @@ class SearchHistory:
     @property
     def final_result(self) -> CandidateResult | None:
         "The result that is handed over: of the final training, or the last accepted one."
-        if self.final_training is not None and self.final_training.selected is not None:
-            return self.final_training.selected
-        return self.accepted[-1] if self.accepted else None
+        final = self.final_training.selected if self.final_training is not None else None
+        return final or (self.accepted[-1] if self.accepted else None)
 
     @property
     def failure(self) -> str:
         "Why the search cannot continue after its last step; empty where it can."
-        if not self.steps or not self.steps[-1].has_failed:
-            return ""
-        return f"all candidates failed at step {self.steps[-1].number}"
+        has_failed = bool(self.steps) and self.steps[-1].has_failed
+        return f"all candidates failed at step {len(self.steps)}" if has_failed else ""
 
     @property
     def sha256(self) -> str:
@@ -120,43 +118,32 @@ class SearchHistory:
             for layer, spec in enumerate(blocks, 1)
         ]
 
-    def backtracked(
-        self,
-        backtrack: Backtrack,  # The step to return to, and what changes from there on
-    ) -> "SearchHistory":
+    def backtracked(self, backtrack: Backtrack) -> "SearchHistory":
         "The history after going back; raises `InputError` where that is not possible."
         steps = _kept_steps(self, backtrack)
+        if steps:
+            decision = replace(steps[-1].decision, stop_growing=backtrack.stop_growing)
+            steps = (*steps[:-1], replace(steps[-1], decision=decision))
+        after = replace(self, steps=steps, stop_reason="", final_training=None)
         is_here = backtrack.to_step == len(self.steps)
         if backtrack.stop_growing and backtrack.branch is None and is_here:
-            return replace(
-                self, steps=_with_stop_growing(steps, True), stop_reason="", final_training=None
-            )
+            return after
         branch = backtrack.branch or f"undo-{len(self.branches)}"
         if branch in self.branches:
             raise InputError(f"there is a branch {branch} already; give another name")
-        config = self.config
         if backtrack.branch is not None:
             own = int.from_bytes(hashlib.sha256(branch.encode()).digest()[:4], "big")
-            changes = {"seed": derive_seed(config.seed, own), **backtrack.overrides}
-            config = with_overrides(config, changes)
-        return replace(
-            self,
-            config=config,
-            steps=_with_stop_growing(steps, backtrack.stop_growing),
-            stop_reason="",
-            final_training=None,
-            branch=branch,
-            branches=(*self.branches, branch),
-        )
+            changes = {"seed": derive_seed(self.config.seed, own), **backtrack.overrides}
+            after = replace(after, config=with_overrides(self.config, changes))
+        return replace(after, branch=branch, branches=(*self.branches, branch))
 
 # %% ../../nbs/04_search/05_history.ipynb #68ae69d6
 def _kept_steps(history: SearchHistory, backtrack: Backtrack) -> tuple[Step, ...]:
     "The steps up to the one to return to, with another candidate of it where one is named."
     steps = history.steps[: backtrack.to_step]
     if backtrack.to_step > len(history.steps):
-        raise InputError(
-            f"there is no step {backtrack.to_step}; steps 0 to {len(history.steps)} exist"
-        )
+        existing = f"steps 0 to {len(history.steps)} exist"
+        raise InputError(f"there is no step {backtrack.to_step}; {existing}")
     if backtrack.candidate is not None:
         return (*steps[:-1], _with_candidate(steps[-1], backtrack))
     if steps and steps[-1].decision.action == "reject":
@@ -170,21 +157,11 @@ def _kept_steps(history: SearchHistory, backtrack: Backtrack) -> tuple[Step, ...
 def _with_candidate(step: Step, backtrack: Backtrack) -> Step:
     existing = {result.candidate.index for result in step.results if result.failed is None}
     if backtrack.candidate not in existing:
-        indices = ", ".join(map(str, sorted(existing)))
-        raise InputError(
-            f"step {step.number} has no candidate {backtrack.candidate}; it has {indices}"
-        )
-    decision = Decision(
-        "accept", backtrack.candidate, "accepted on a branch", backtrack.author, backtrack.note
-    )
+        subject = f"step {step.number} has no candidate {backtrack.candidate}"
+        raise InputError(f"{subject}; it has {', '.join(map(str, sorted(existing)))}")
+    reason, author = "accepted on a branch", backtrack.author
+    decision = Decision("accept", backtrack.candidate, reason, author, backtrack.note)
     return replace(step, decision=decision)
-
-
-def _with_stop_growing(steps: tuple[Step, ...], stop_growing: bool) -> tuple[Step, ...]:
-    if not steps or steps[-1].decision.stop_growing == stop_growing:
-        return steps
-    decision = replace(steps[-1].decision, stop_growing=stop_growing)
-    return (*steps[:-1], replace(steps[-1], decision=decision))
 
 # %% ../../nbs/04_search/05_history.ipynb #dfa5ef09
 @dataclass(frozen=True)
@@ -192,7 +169,7 @@ class Objective:
     "A quantity of a trained candidate; lower is better."
 
     label: str  # What it is, with its unit
-    measure: Callable[[CandidateResult], float | None]  # Its value; None if it was not measured
+    measure: Callable[[CandidateResult], float]  # Its value; NaN if it was not measured
 
 
 LOG_LOSS = Objective("validation log-loss (nats)", lambda result: result.val_loss)
@@ -202,22 +179,18 @@ _OBJECTIVES = (LOG_LOSS, NUM_PARAMS, NUM_MACS)
 
 
 def with_objectives(
-    results: Sequence[CandidateResult],  # Of any steps; some may have failed
-    objectives: Sequence[Objective],  # What to measure
-) -> list[tuple[tuple[float, ...], CandidateResult]]:  # Values by objective, and the result
-    "The results that have a value for every objective, with these values."
+    results: Iterable[CandidateResult], objectives: Sequence[Objective]
+) -> list[tuple[tuple[float, ...], CandidateResult]]:
+    "Values by objective and the result, for those that have not failed and were measured."
     done = [result for result in results if result.failed is None]
-    measured = [[objective.measure(result) for objective in objectives] for result in done]
-    values = [tuple(value for value in row if value is not None) for row in measured]
-    pairs = zip(values, done, strict=True)
-    return [(row, result) for row, result in pairs if len(row) == len(objectives)]
+    pairs = [(tuple(objective.measure(r) for objective in objectives), r) for r in done]
+    return [(values, result) for values, result in pairs if not any(map(math.isnan, values))]
 
 
 def pareto_front(
-    results: Sequence[CandidateResult],  # Of any steps; some may have failed
-    objectives: Sequence[Objective] = _OBJECTIVES,  # What to minimize
-) -> list[CandidateResult]:  # Ascending in the last objective
-    "The results that no other one beats; of equal ones the first."
+    results: Sequence[CandidateResult], objectives: Sequence[Objective] = _OBJECTIVES
+) -> list[CandidateResult]:
+    "The results that no other one beats, ascending in the last objective; of equal ones the first."
     front: list[tuple[tuple[float, ...], CandidateResult]] = []
     measured = with_objectives(results, objectives)
     measured.sort(key=lambda pair: pair[0][::-1])  # a result comes after all that beat it
@@ -228,8 +201,6 @@ def pareto_front(
     return [result for _, result in front]
 
 
-def pareto_results(
-    history: SearchHistory,  # A search
-) -> list[CandidateResult]:  # The smaller first
+def pareto_results(history: SearchHistory) -> list[CandidateResult]:
     "The Pareto front of all candidates of a search."
     return pareto_front([result for step in history.steps for result in step.results])

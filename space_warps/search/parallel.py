@@ -22,8 +22,14 @@ from ..core import InputError
 from ..models.blocks import BlockSpec, block_families
 from ..models.registry import Registry
 from ..models.saved_model import SavedModel
-from .candidate_training import TrainedCandidate, train_candidate
-from .events import CandidateEnded, CandidateStarted, EpochEnded, Event, Observer
+from .candidate_training import TrainedCandidate
+from space_warps.search.events import (
+    Callback,
+    CandidateEnded,
+    CandidateStarted,
+    EpochEnded,
+    Event,
+)
 from .records import Candidate, CandidateResult
 from .runner import FindCheckpoint, LocalRunner
 from ..training.checkpoint import Checkpoint
@@ -37,20 +43,20 @@ class _Task:
     candidate: Candidate
     parent: SavedModel
     checkpoint: Checkpoint | None
+    origins: tuple[Mapping[str, str], ...]  # Name -> origin, to import; one per registry
     is_retry: bool = False  # The worker of the first try was killed; it runs alone
-    origins: tuple[Mapping[str, str], ...] = ()  # Name -> origin, to import; one per registry
 
 
 _REGISTRIES: tuple[Registry[Any, Any], ...] = (block_families, losses, metrics)
 
 
-def _origins_of(candidate: Candidate, parent: SavedModel) -> tuple[dict[str, str], ...]:
-    "What a worker has to import, per registry; raises `InputError` if it cannot."
-    blocks = (*candidate.blocks, *parent.architecture.blocks)
+def _to_task(candidate: Candidate, parent: SavedModel, checkpoint: Checkpoint | None) -> _Task:
+    "Raises `InputError` for a block family, loss or metric that a worker cannot import."
+    blocks, plan = (*candidate.blocks, *parent.architecture.blocks), candidate.train_config
     families = dict.fromkeys(spec.family for spec in blocks)
-    plan = candidate.train_config
-    names = (families, [plan.loss], [plan.selection_metric])
-    return tuple(registry.origins(own) for registry, own in zip(_REGISTRIES, names, strict=True))
+    names = zip(_REGISTRIES, (families, [plan.loss], [plan.selection_metric]), strict=True)
+    origins = tuple(registry.origins(own) for registry, own in names)
+    return _Task(candidate, parent, checkpoint, origins)
 
 
 class _WorkerLost(Exception):
@@ -94,22 +100,13 @@ def _run_worker(runner: LocalRunner, connection: Connection, threads: int, stop:
 
 
 def _train_task(
-    runner: LocalRunner, task: _Task, emit: Observer, should_stop: Callable[[], bool]
+    runner: LocalRunner, task: _Task, emit: Callback, should_stop: Callable[[], bool]
 ) -> TrainedCandidate | BaseException:
     try:
-        for registry, origins in zip(_REGISTRIES, task.origins, strict=False):
+        for registry, origins in zip(_REGISTRIES, task.origins, strict=True):
             registry.require(origins)
-        return train_candidate(
-            task.candidate,
-            task.parent,
-            runner.train_loader,
-            runner.val_loader,
-            runner.device,
-            emit=emit,
-            should_stop=should_stop,
-            checkpoint=task.checkpoint,
-            **runner.compute,
-        )
+        own = [task.candidate], [task.parent]
+        return next(runner.train(*own, emit, should_stop, lambda candidate: task.checkpoint))
     except _WorkerLost:
         raise
     except BaseException as error:
@@ -132,11 +129,7 @@ class _Worker:
 class ParallelRunner:
     "Trains several candidates at once, each in a process; the bits are those of `LocalRunner`."
 
-    def __init__(
-        self,
-        runner: LocalRunner,  # Copied into each worker
-        num_workers: int,  # Number of candidates that are trained at once
-    ) -> None:
+    def __init__(self, runner: LocalRunner, num_workers: int) -> None:
         if num_workers < 1:
             raise InputError(f"workers is a number of processes, at least 1; got {num_workers}")
         self.runner, self.num_workers = runner, num_workers
@@ -151,39 +144,36 @@ class ParallelRunner:
 
     def train(
         self,
-        candidates: Sequence[Candidate],  # What to train
-        parents: Sequence[SavedModel],  # The network that each of them starts from
-        emit: Observer,  # Receives the events of the candidates
-        should_stop: Callable[[], bool] = lambda: False,  # Called ten times a second
-        find_checkpoint: FindCheckpoint = lambda candidate: (
-            None
-        ),  # Where an interrupted one resumes
-    ) -> Iterator[TrainedCandidate]:  # In any order
-        "Train every candidate; raises `Interrupted` when asked to stop."
+        candidates: Sequence[Candidate],
+        parents: Sequence[SavedModel],
+        emit: Callback,
+        should_stop: Callable[[], bool] = lambda: False,
+        find_checkpoint: FindCheckpoint = lambda candidate: None,
+    ) -> Iterator[TrainedCandidate]:
+        "Train every candidate, in any order; raises `Interrupted` when asked to stop."
         pairs = zip(candidates, parents, strict=True)
         by_width = sorted(pairs, key=lambda pair: [spec.k for spec in pair[0].blocks])
-        waiting = [
-            _Task(item, parent, find_checkpoint(item), origins=_origins_of(item, parent))
-            for item, parent in by_width
-        ]
+        waiting = [_to_task(item, parent, find_checkpoint(item)) for item, parent in by_width]
         retries: list[_Task] = []
-        is_done = False
         try:
             while waiting or retries or self._busy():
                 self._dispatch(waiting if waiting or self._busy() else retries)
                 if should_stop():
                     self._stop.value = 1
-                for worker in self._ready():
+                by_connection: dict[Any, _Worker] = {w.connection: w for w in self._busy()}
+                for ready in wait(list(by_connection), timeout=0.1):  # sent something, or ended
+                    worker = by_connection[ready]
                     try:
                         trained = self._receive_from(worker, emit)
                     except _WorkerLost:
                         trained = self._replace_lost(worker, retries, emit, should_stop)
                     if trained is not None:
                         yield trained
-            is_done = True
-        finally:
-            if not is_done:
-                self.close()
+        except (
+            BaseException
+        ):  # closed or interrupted: workers in the middle of a task are of no use
+            self.close()
+            raise
 
     def _busy(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.task is not None]
@@ -192,10 +182,9 @@ class ParallelRunner:
         "Give the last tasks to idle workers."
         self._workers = [w for w in self._workers if w.task is not None or w.process.is_alive()]
         while tasks and len(self._busy()) < self.num_workers:
-            idle = [worker for worker in self._workers if worker.task is None]
-            worker = idle[0] if idle else self._start_worker()
-            worker.task = task = tasks.pop()
-            worker.has_started = False
+            worker = next((w for w in self._workers if w.task is None), None)
+            worker = worker or self._start_worker()
+            worker.task, worker.has_started = (task := tasks.pop()), False
             worker.epochs = list(task.checkpoint.epochs) if task.checkpoint else []
             with contextlib.suppress(_WorkerLost):  # found when its connection is read
                 _send(worker.connection, task)
@@ -217,12 +206,7 @@ class ParallelRunner:
         self._workers.append(_Worker(process, ours))
         return self._workers[-1]
 
-    def _ready(self) -> list[_Worker]:
-        "Workers that have sent something, or have ended."
-        by_connection: dict[Any, _Worker] = {w.connection: w for w in self._busy()}
-        return [by_connection[ready] for ready in wait(list(by_connection), timeout=0.1)]
-
-    def _receive_from(self, worker: _Worker, emit: Observer) -> TrainedCandidate | None:
+    def _receive_from(self, worker: _Worker, emit: Callback) -> TrainedCandidate | None:
         "Pass on what a worker has sent; returns its candidate once it is trained."
         connection = worker.connection
         message = _receive(connection)
@@ -236,10 +220,9 @@ class ParallelRunner:
             emit(message)
             return None
 
-        def take_checkpoint() -> Checkpoint:
+        def take_checkpoint() -> Any:
             _send(connection, "checkpoint")
-            checkpoint: Checkpoint = _receive(connection)
-            return checkpoint
+            return _receive(connection)
 
         worker.epochs.append(message.metrics)
         emit(replace(message, take_checkpoint=take_checkpoint))
@@ -250,7 +233,7 @@ class ParallelRunner:
         self,
         worker: _Worker,
         retries: list[_Task],
-        emit: Observer,
+        emit: Callback,
         should_stop: Callable[[], bool],
     ) -> TrainedCandidate | None:
         "Schedule the task of a lost worker again, or return it as failed the second time."
@@ -261,10 +244,8 @@ class ParallelRunner:
         if should_stop():
             raise Interrupted
         if code >= 0:
-            raise RuntimeError(
-                f"a worker ended with code {code}; its message is above. A script that starts a "
-                "search with workers has to do so under if __name__ == '__main__'"
-            )
+            remedy = "A script starts a search with workers under if __name__ == '__main__'"
+            raise RuntimeError(f"a worker ended with code {code}; its message is above. {remedy}")
         if code not in _KILLED_BY_SYSTEM:
             raise Interrupted
         if not task.is_retry:
@@ -277,11 +258,8 @@ class ParallelRunner:
         emit(CandidateEnded(result))
         return TrainedCandidate(task.parent, result)
 
-    def seconds_per_epoch(
-        self,
-        blocks: tuple[BlockSpec, ...],  # Of the network
-    ) -> float:  # An epoch of `LocalRunner`, divided by the number of workers
-        "Estimate how long an epoch of a network takes, in seconds."
+    def seconds_per_epoch(self, blocks: tuple[BlockSpec, ...]) -> float:
+        "Seconds of an epoch of `LocalRunner`, divided by the number of workers."
         return self.runner.seconds_per_epoch(blocks) / self.num_workers
 
     def close(self) -> None:

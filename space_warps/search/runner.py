@@ -23,7 +23,7 @@ from ..models.blocks import BlockSpec
 from ..models.model import Architecture, ProgressiveModel
 from ..models.saved_model import SavedModel
 from .candidate_training import TrainedCandidate, init_model, train_candidate
-from .events import Observer
+from .events import Callback
 from .records import Candidate
 from ..training.checkpoint import Checkpoint
 from ..training.config import TrainConfig
@@ -31,6 +31,7 @@ from ..training.loop import train
 
 # %% ../../nbs/04_search/08_runner.ipynb #03d35bef
 FindCheckpoint = Callable[[Candidate], Checkpoint | None]
+_NUM_TIMED_BATCHES = 6  # Of an epoch, to estimate how long it takes
 
 
 class Runner(Protocol):
@@ -45,22 +46,19 @@ class Runner(Protocol):
 
     def train(
         self,
-        candidates: Sequence[Candidate],  # What to train
+        candidates: Sequence[Candidate],
         parents: Sequence[SavedModel],  # The network that each of them starts from
-        emit: Observer,  # Receives the events of the candidates
+        emit: Callback,
         should_stop: Callable[[], bool],  # Called often
         find_checkpoint: FindCheckpoint,  # Where an interrupted training resumes
-    ) -> Iterator[TrainedCandidate]:  # In any order
-        "Train every candidate; raises `Interrupted` when asked to stop."
-        ...
+    ) -> Iterator[TrainedCandidate]:
+        "Train every candidate, in any order; raises `Interrupted` when asked to stop."
 
     def seconds_per_epoch(self, blocks: tuple[BlockSpec, ...]) -> float:
         "Measure how long an epoch of a network takes, in seconds."
-        ...
 
     def close(self) -> None:
         "Stop what it has started."
-        ...
 
 # %% ../../nbs/04_search/08_runner.ipynb #bf06d263
 def _check_order(val_loader: DataLoader[Batch]) -> None:
@@ -81,13 +79,8 @@ def _check_disjoint(train: Space_Galaxi, val: Space_Galaxi) -> None:
     if train.image_store is not val.image_store:  # read separately: number the objects of both
         groups = group_together([train.catalogue, val.catalogue])
     if num_shared := int(np.isin(groups[1], groups[0]).sum()):
-        raise InputError(
-            f"{num_shared} of {len(val)} validation rows show objects of the training rows; split "
-            "by object, as create_train_val_dataloaders does"
-        )
-
-
-_NUM_TIMED_BATCHES = 6  # Of an epoch, to estimate how long it takes
+        reason = f"{num_shared} of {len(val)} validation rows show objects of the training rows"
+        raise InputError(f"{reason}; split by object, as create_train_val_dataloaders does")
 
 
 class LocalRunner:
@@ -95,8 +88,8 @@ class LocalRunner:
 
     def __init__(
         self,
-        train_loader: DataLoader[Batch],  # Training rows
-        val_loader: DataLoader[Batch],  # Validation rows
+        train_loader: DataLoader[Batch],
+        val_loader: DataLoader[Batch],
         *,
         device: str | torch.device | None = None,  # Where to compute; None: the best there is
         precision: str = "auto",  # Of convolutions in training; auto: bfloat16 where it is native
@@ -108,10 +101,8 @@ class LocalRunner:
         self.device = choose_device(device)
         if capture and self.device.type != "cuda":
             raise InputError(f"capture needs a GPU; the device is {self.device}")
-        self.compute: dict[str, Any] = {
-            "precision": choose_precision(precision, self.device),
-            "capture": capture,
-        }
+        precision = choose_precision(precision, self.device)
+        self.compute: dict[str, Any] = {"precision": precision, "capture": capture}
         self.train_loader, self.val_loader = train_loader, val_loader
         data, val = train_loader.dataset, val_loader.dataset
         if not isinstance(data, Space_Galaxi) or not isinstance(val, Space_Galaxi):
@@ -134,50 +125,37 @@ class LocalRunner:
 
     def train(
         self,
-        candidates: Sequence[Candidate],  # What to train
-        parents: Sequence[SavedModel],  # The network that each of them starts from
-        emit: Observer,  # Receives the events of the candidates
-        should_stop: Callable[[], bool] = lambda: False,  # Called before each batch
-        find_checkpoint: FindCheckpoint = lambda candidate: (
-            None
-        ),  # Where an interrupted one resumes
-    ) -> Iterator[TrainedCandidate]:  # In the order of `candidates`
-        "Train every candidate; raises `Interrupted` when asked to stop."
+        candidates: Sequence[Candidate],
+        parents: Sequence[SavedModel],
+        emit: Callback,
+        should_stop: Callable[[], bool] = lambda: False,
+        find_checkpoint: FindCheckpoint = lambda candidate: None,
+    ) -> Iterator[TrainedCandidate]:
+        "Train every candidate, in this order; raises `Interrupted` when asked to stop."
         for candidate, parent in zip(candidates, parents, strict=True):
             yield train_candidate(
-                candidate,
-                parent,
-                self.train_loader,
-                self.val_loader,
-                self.device,
+                *(candidate, parent, self.train_loader, self.val_loader, self.device),
                 emit=emit,
                 should_stop=should_stop,
                 checkpoint=find_checkpoint(candidate),
                 **self.compute,
             )
 
-    def seconds_per_epoch(
-        self,
-        blocks: tuple[BlockSpec, ...],  # Of the network
-    ) -> float:  # Training and validation; an estimate from a few batches
-        "Measure how long an epoch of a network takes, in seconds."
+    def seconds_per_epoch(self, blocks: tuple[BlockSpec, ...]) -> float:
+        "Estimate from a few batches how long an epoch takes, with validation, in seconds."
         few = _NUM_TIMED_BATCHES * (self.train_loader.batch_size or 1)
-        train_rows, val_rows = (
-            first_rows(loader, few) for loader in (self.train_loader, self.val_loader)
-        )
+        loaders = self.train_loader, self.val_loader
+        train_rows, val_rows = (first_rows(loader, few) for loader in loaders)
         ends: list[float] = []
         candidate = Candidate(1, 0, blocks, TrainConfig(epochs=3), False, 0.0)
         train(
-            init_model(candidate, self.base_model),
-            train_rows,
-            val_rows,
-            candidate.train_config,
+            *(init_model(candidate, self.base_model), train_rows, val_rows, candidate.train_config),
             device=self.device,
             on_epoch=lambda metrics, take_checkpoint: ends.append(time.perf_counter()),
             **self.compute,
         )
-        share = len(train_rows) / len(self.train_loader)
-        return min(after - before for before, after in pairwise(ends)) / share
+        fraction = len(train_rows) / len(self.train_loader)
+        return min(after - before for before, after in pairwise(ends)) / fraction
 
     def close(self) -> None:
         "Do nothing: candidates were trained in this process."

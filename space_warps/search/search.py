@@ -13,25 +13,23 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
 from ..core import InputError, derive_seed
 from ..models.complexity import LatencyTimer
 from ..models.model import ProgressiveModel
 from ..models.saved_model import state_dict_to_bytes
-from .config import FinalConfig, SearchConfig
+from .config import SearchConfig
 from space_warps.search.events import (
     Backtracked,
     Broadcast,
+    Callback,
     FinalTrainingEnded,
     FinalTrainingStarted,
-    Observer,
     SearchEnded,
     SearchStarted,
     StepEnded,
     StepStarted,
 )
-from .halving import TrainCandidates, num_trainings
+from .halving import TrainCandidates, rung_sizes
 from .history import SearchHistory
 from space_warps.search.records import (
     Backtrack,
@@ -44,13 +42,8 @@ from space_warps.search.records import (
     format_objective,
     objective,
 )
-from space_warps.search.resume import (
-    ResumeState,
-    initial_state,
-    load_missing_models,
-    train_or_load,
-)
-from .runner import LocalRunner, Runner
+from .resume import ResumeState, initial_state, load_missing_models, train_or_load
+from .runner import Runner
 from .selection import apply_decision
 from .state import SearchState, backtrack, propose
 from .step import StepResults, compare_candidates, train_candidates
@@ -58,15 +51,12 @@ from ..training.loop import Interrupted
 
 # %% ../../nbs/04_search/20_search.ipynb #f5c57129
 Choice = Decision | Backtrack
-DecisionCallback = Callable[[Step], Choice | tuple[Choice, ...]]
+_Choices = Choice | tuple[Choice, ...]
+DecisionCallback = Callable[[Step], _Choices]
 
 
 def _conclude_step(
-    state: SearchState,
-    step: Step,
-    results: StepResults,
-    choice: Choice | tuple[Choice, ...],
-    emit: Observer,
+    state: SearchState, step: Step, results: StepResults, choice: _Choices, emit: Callback
 ) -> SearchState:
     "Apply a choice to a step; raises `InputError` before any event if it cannot be applied."
     choices = choice if isinstance(choice, tuple) else (choice,)
@@ -90,23 +80,16 @@ def _propose_final(
     first_epoch = (num_steps + 1) * config.step_epochs  # augmentation this network has not seen
     hyperparameters = candidate.hyperparameters(config.varied)
     hyperparameters.pop("new_layer_lr_factor", None)  # no layer is new
-
-    inherited_epochs = candidate.inherited_epochs + candidate.train_config.epochs
     seeds = [derive_seed(config.seed, 0, index) for index in range(config.final.seeds + 1)]
     plans = [config.plan(config.final.epochs, first_epoch, seed, hyperparameters) for seed in seeds]
     shared = (candidate.step, 0, candidate.blocks, plans[0], True, config.training.init_noise)
-    continued = Candidate(*shared, inherited_epochs, "continued", branch)
+    continued = Candidate(*shared, candidate.total_epochs, "continued", branch)
     scratch = replace(continued, copy_weights=False, inherited_epochs=0, role="scratch")
-    return continued, *(
-        replace(scratch, index=n, train_config=plan) for n, plan in enumerate(plans[1:])
-    )
+    others = [replace(scratch, index=n, train_config=p) for n, p in enumerate(plans[1:])]
+    return (continued, *others)
 
 
-def final_training(
-    state: SearchState,  # After the last step
-    train: TrainCandidates,  # Trains several candidates
-    emit: Observer,  # Receives the events
-) -> SearchState:
+def final_training(state: SearchState, train: TrainCandidates, emit: Callback) -> SearchState:
     "Train the accepted network in full, if that is due; raises `Interrupted` when asked to stop."
     history, accepted = state.history, state.accepted
     is_done = history.final_training is not None
@@ -118,33 +101,26 @@ def final_training(
     results = tuple(item.result for item in trained if item.result is not None)
     metric = history.config.selection.metric
     best = best_result(results, metric)
-    reason = _describe_final(results, best)
-    if best is not None and objective(best, metric) > objective(accepted.result, metric):
-        reason = (
-            f"the network before it is kept, since {format_objective(accepted.result, metric)} is "
-            f"better than {format_objective(best, metric)}"
-        )
+    if best is None:
+        reason = f"all final trainings failed; first error: {results[0].failed}"
+    elif objective(best, metric) <= objective(accepted.result, metric):
+        losses = [f"{r.val_loss:.4f}" for r in results if r is not best and not r.failed]
+        reason = f"log-loss {best.val_loss:.4f}{'; others ' if losses else ''}{', '.join(losses)}"
+    else:
+        before, after = (format_objective(result, metric) for result in (accepted.result, best))
+        reason = f"the network before it is kept, since {before} is better than {after}"
         best = None
     index = None if best is None else results.index(best)
     done = FinalTraining(results, index, reason)
     emit(FinalTrainingEnded(done))
-    return state.with_final_training(done, None if index is None else trained[index])
-
-
-def _describe_final(results: tuple[CandidateResult, ...], best: CandidateResult | None) -> str:
-    if best is None:
-        return f"all final trainings failed; first error: {results[0].failed}"
-    others = ", ".join(f"{r.val_loss:.4f}" for r in results if r is not best and not r.failed)
-    return f"log-loss {best.val_loss:.4f}" + (f"; others {others}" if others else "")
+    model = None if index is None else trained[index]
+    return replace(state, history=replace(history, final_training=done), final_model=model)
 
 # %% ../../nbs/04_search/20_search.ipynb #3ddeb47b
 class SearchInterrupted(KeyboardInterrupt):
     "Raised by Ctrl-C in a search; `state` holds the network so far."
 
-    def __init__(
-        self,
-        state: SearchState,  # After the last decision
-    ) -> None:
+    def __init__(self, state: SearchState) -> None:
         super().__init__(f"{state.stop_reason}; its networks are in `state`")
         self.state = state
 
@@ -153,7 +129,7 @@ def search(
     config: SearchConfig,  # Ignored by a resumed search, which has its own
     runner: Runner,  # Trains the candidates
     *,
-    observers: Sequence[Observer] = (),  # Receive the events, in order
+    observers: Sequence[Callback] = (),  # Receive the events, in order
     should_stop: Callable[[], bool] = lambda: False,  # Called before each batch
     decide_step: DecisionCallback = lambda step: step.decision,  # May wait for a person
     resume: ResumeState | None = None,  # An earlier session of this search
@@ -194,19 +170,16 @@ def search(
 
 # %% ../../nbs/04_search/20_search.ipynb #7ffe03aa
 def _search_started(history: SearchHistory, runner: Runner) -> SearchStarted:
-    return SearchStarted(
-        history.config,
-        history.base_architecture,
-        history.num_train,
-        history.num_val,
-        hashlib.sha256(state_dict_to_bytes(runner.base_model.state_dict)).hexdigest(),
-        runner.val_rows,
-    )
+    rows = history.num_train, history.num_val
+    sha256 = hashlib.sha256(state_dict_to_bytes(runner.base_model.state_dict)).hexdigest()
+    start = history.config, history.base_architecture
+    return SearchStarted(*start, *rows, sha256, runner.val_rows)
 
 
 def _step_started(state: SearchState) -> StepStarted:
-    num = num_trainings(state.history.config, len(state.candidates) - 1)
-    return StepStarted(len(state.history.steps) + 1, state.candidates, num)
+    sizes = rung_sizes(state.history.config, len(state.candidates) - 1)
+    num_trainings = sum(1 + number for _, number in sizes)  # with the control
+    return StepStarted(len(state.history.steps) + 1, state.candidates, num_trainings)
 
 
 def _where_interrupted(state: SearchState) -> str:

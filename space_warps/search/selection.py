@@ -8,6 +8,7 @@ __all__ = ['compare_with_control', 'within_one_standard_error', 'decide', 'is_fa
 # %% ../../nbs/04_search/10_selection.ipynb #c08f4a17
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,51 +24,46 @@ from space_warps.search.records import (
     best_result,
     format_objective,
     objective,
+    rank,
     selection_value,
 )
 from .significance import PairedTest, compare_paired, row_losses, standard_error
 
 # %% ../../nbs/04_search/10_selection.ipynb #4729a16f
 def compare_with_control(
-    control: TrainedCandidate,  # The parent, trained as long
+    control: TrainedCandidate,
     candidates: Sequence[TrainedCandidate],
-    rows: ValidationRows,  # The validation rows of all of them
-    seed: int,  # Seed of the bootstrap intervals
-) -> tuple[PairedTest | None, ...]:  # One per candidate; None if one of the two has failed
-    "Compare each candidate with the control."
-    return tuple(
-        None
-        if control.scores is None or trained.scores is None
-        else compare_paired(
-            control.scores.numpy(),
-            trained.scores.numpy(),
-            rows.labels,
-            rows.groups,
-            fractions=rows.fractions,
-            seed=derive_seed(seed, index),
-        )
-        for index, trained in enumerate(candidates)
-    )
+    rows: ValidationRows,
+    seed: int,
+) -> tuple[PairedTest | None, ...]:
+    "Compare each candidate with the control; None where one of the two has failed."
+
+    def compare(index: int, candidate: TrainedCandidate) -> PairedTest | None:
+        if control.scores is None or candidate.scores is None:
+            return None
+        scores = control.scores.numpy(), candidate.scores.numpy()
+        known, own = (rows.labels, rows.groups), derive_seed(seed, index)
+        return compare_paired(*scores, *known, fractions=rows.fractions, seed=own)
+
+    return tuple(compare(*item) for item in enumerate(candidates))
 
 # %% ../../nbs/04_search/10_selection.ipynb #65da0c1d
 def within_one_standard_error(
-    candidates: Sequence[TrainedCandidate],  # Trained for the same number of epochs
-    rows: ValidationRows,  # The validation rows of all of them
-    metric: str = "loss",  # loss or accuracy; the others have no paired test
-) -> list[CandidateResult]:  # The best one first; empty if all have failed
-    "The best candidate and those at most one standard error worse."
-    scores = {id(t.result): t.scores.numpy() for t in candidates if t.scores is not None}
-    results = [t.result for t in candidates if t.result is not None and id(t.result) in scores]
-    best = best_result(results, metric)
-    if best is None:
-        return []
-
-    def is_equivalent(result: CandidateResult) -> bool:
-        own, of_best = (_row_objective(scores[id(item)], rows, metric) for item in (result, best))
-        worse = own - of_best
-        return bool(worse.mean() <= standard_error(worse, rows.groups))
-
-    return [best, *(item for item in results if item is not best and is_equivalent(item))]
+    candidates: Sequence[TrainedCandidate], rows: ValidationRows, metric: str = "loss"
+) -> list[CandidateResult]:
+    "The best candidate, then those at most one standard error worse in log-loss or accuracy."
+    values = {
+        trained.result: _row_objective(trained.scores.numpy(), rows, metric)
+        for trained in candidates
+        if trained.result is not None and trained.scores is not None
+    }
+    best = best_result(values, metric)
+    equivalent = [] if best is None else [best]
+    for result in values:
+        worse = values[result] - values[equivalent[0]]
+        if result is not best and worse.mean() <= standard_error(worse, rows.groups):
+            equivalent.append(result)
+    return equivalent
 
 
 def _row_objective(
@@ -79,44 +75,51 @@ def _row_objective(
     return np.asarray(scores.argmax(axis=1) != rows.labels, np.float64)
 
 # %% ../../nbs/04_search/10_selection.ipynb #1280bedd
+_Results = Sequence[CandidateResult]
+_Baseline = CandidateResult | None
+
+
 def decide(
     config: SelectionConfig,
-    results: Sequence[CandidateResult],  # Of the candidates of a step
-    accepted: CandidateResult | None,  # The current network; None for the base network
-    control: CandidateResult | None = None,
+    results: _Results,
+    accepted: _Baseline,  # The current network; None for the base network
+    control: _Baseline = None,
     *,
     num_held: int = 0,  # Held steps since the last accepted one
     tests: Sequence[PairedTest | None] = (),  # Of each candidate against its baseline
     num_tried: int = 0,  # Candidates tried, dropped ones included; 0: as many as `results`
-    equivalent: Sequence[CandidateResult] = (),  # From `within_one_standard_error`
+    equivalent: _Results = (),  # From `within_one_standard_error`
     num_parents: int = 1,  # Number of networks that the next step builds on
 ) -> Decision:
     "Decide a step: accept, hold or reject its best candidate, or a smaller equivalent one."
     best = best_result(results, config.metric)
     if best is None:
         return Decision("reject", None, f"all candidates failed; first error: {results[0].failed}")
-    improving = [
-        result
-        for result in results
-        if _improves(config, result, _baseline_for(config, result, accepted, control))
-    ]
-    selected = _select(config, results, improving, equivalent) or best
-    beam = _beam(config, results, selected, num_parents)
-    reason = _describe_objective(config, selected, best, selected in equivalent)
-    baseline = _baseline_for(config, selected, accepted, control)
+    value = partial(objective, metric=config.metric)
+    baselines = [_baseline_for(config.metric, result, accepted, control) for result in results]
+    pairs = [pair for pair in zip(results, baselines, strict=True) if pair[0].failed is None]
+    improving = [result for result, old in pairs if old is None or value(result) < value(old)]
+    selected = _select(config.metric, results, improving, equivalent) or best
+    others = [result for result in fully_trained(results) if result is not selected]
+    others.sort(key=lambda result: rank(result, config.metric))
+    beam = tuple(result.candidate.index for result in others[: num_parents - 1])
+    reason = _describe_objective(config.metric, selected, best, selected in equivalent)
+    baseline = baselines[results.index(selected)]
     if baseline is None:
         first = "first network" if _has_no_parent(selected) else "first block"
         return Decision("accept", selected.candidate.index, f"{reason}; {first}", beam=beam)
-    is_gain = selected in improving
-    whose = "control" if baseline is control else "current network"
-    reason += f", {'' if is_gain else 'not '}better than the {whose}'s {_value(config, baseline)}"
-    if is_gain and config.acceptance == "significant":
+    improves = selected in improving
+    name = "control" if baseline is control else "current network"
+    reason += (
+        f", {'' if improves else 'not '}better than the {name}'s {_value(config.metric, baseline)}"
+    )
+    if improves and config.acceptance == "significant":
         test = dict(zip(results, tests, strict=False)).get(selected)
         num_tried = num_tried or len(results)
-        is_gain = test is not None and _is_significant(test, config.metric, num_tried)
-        whom = "control" if is_fair_control(selected, control) else "current network"
-        reason += f", {'significant' if is_gain else 'not significant'} against the {whom}"
-    if is_gain:
+        improves = test is not None and _is_significant(test, config.metric, num_tried)
+        name = "control" if is_fair_control(selected, control) else "current network"
+        reason += f", {'' if improves else 'not '}significant against the {name}"
+    if improves:
         return Decision("accept", selected.candidate.index, reason, beam=beam)
     if _has_no_parent(selected):
         return Decision("hold", None, reason)
@@ -132,19 +135,14 @@ def _is_significant(test: PairedTest, metric: str, num_tried: int = 1) -> bool:
     return test.verdict == "better" and test.p_value < 0.05 / num_tried
 
 # %% ../../nbs/04_search/10_selection.ipynb #07f71854
-def is_fair_control(
-    result: CandidateResult,  # Of a candidate
-    control: CandidateResult | None,  # The parent, trained as long
-) -> bool:
+def is_fair_control(result: CandidateResult, control: CandidateResult | None) -> bool:
     "Whether a candidate has a parent and its weights at least as many epochs as the control's."
     if control is None or _has_no_parent(result):
         return False
-    return _total_epochs(result) >= _total_epochs(control)
+    return result.candidate.total_epochs >= control.candidate.total_epochs
 
 
-def fully_trained(
-    results: Sequence[CandidateResult],  # Of the candidates of a step
-) -> list[CandidateResult]:
+def fully_trained(results: Sequence[CandidateResult]) -> list[CandidateResult]:
     "Candidates that were trained to the end of the step: neither failed nor dropped."
     done = [result for result in results if result.failed is None]
     last_rung = max((result.candidate.rung for result in done), default=0)
@@ -156,100 +154,54 @@ def _has_no_parent(result: CandidateResult) -> bool:
     return result.candidate.mutation == "fresh"
 
 
-def _total_epochs(result: CandidateResult) -> int:
-    return result.candidate.inherited_epochs + result.candidate.train_config.epochs
-
-
 def _baseline_for(
-    config: SelectionConfig,
-    result: CandidateResult,
-    accepted: CandidateResult | None,
-    control: CandidateResult | None,
-) -> CandidateResult | None:
+    metric: str, result: CandidateResult, accepted: _Baseline, control: _Baseline
+) -> _Baseline:
     "The better one of the current network and the control, as far as they are fair baselines."
-    if accepted is None or control is None or control.failed or config.metric == "accuracy":
+    if accepted is None or control is None or control.failed or metric == "accuracy":
         return accepted
     baselines = [accepted, control] if is_fair_control(result, control) else [accepted]
-    return min(baselines, key=lambda baseline: objective(baseline, config.metric))
-
-
-def _improves(
-    config: SelectionConfig, result: CandidateResult, baseline: CandidateResult | None
-) -> bool:
-    if result.failed is not None:
-        return False
-    return baseline is None or objective(result, config.metric) < objective(baseline, config.metric)
+    return min(baselines, key=lambda baseline: objective(baseline, metric))
 
 # %% ../../nbs/04_search/10_selection.ipynb #6e7f7f98
 def _select(
-    config: SelectionConfig,
-    results: Sequence[CandidateResult],
-    improving: Sequence[CandidateResult],
-    equivalent: Sequence[CandidateResult],
+    metric: str, results: _Results, improving: _Results, equivalent: _Results
 ) -> CandidateResult | None:
     "The smallest equivalent one that improves, else the best that improves or may be held."
-    smallest = min(
-        (result for result in equivalent if result in improving),
-        key=lambda result: (result.num_params, objective(result, config.metric)),
-        default=None,
-    )
+    if small := [result for result in equivalent if result in improving]:
+        return min(small, key=lambda result: (result.num_params, objective(result, metric)))
     with_parent = [result for result in results if not _has_no_parent(result)]
-    return (
-        smallest or best_result(improving, config.metric) or best_result(with_parent, config.metric)
-    )
-
-
-def _beam(
-    config: SelectionConfig,
-    results: Sequence[CandidateResult],
-    selected: CandidateResult,
-    num_parents: int,
-) -> tuple[int, ...]:
-    "Indices of the next best candidates, if the next step builds on more than one."
-    others = [result for result in fully_trained(results) if result is not selected]
-    indices: list[int] = []
-    while others and len(indices) < num_parents - 1:
-        next_best = best_result(others, config.metric)
-        assert next_best is not None
-        others.remove(next_best)
-        indices.append(next_best.candidate.index)
-    return tuple(indices)
+    return best_result(improving, metric) or best_result(with_parent, metric)
 
 
 def _describe_objective(
-    config: SelectionConfig, selected: CandidateResult, best: CandidateResult, is_equivalent: bool
+    metric: str, selected: CandidateResult, best: CandidateResult, is_equivalent: bool
 ) -> str:
-    text = format_objective(selected, config.metric)
+    text = format_objective(selected, metric)
     if selected is best:
         return text
-    if is_equivalent:
-        return f"{text}, within one standard error of the best ({_value(config, best)})"
-    return f"{text}, worse than the best ({_value(config, best)})"
+    relation = "within one standard error of" if is_equivalent else "worse than"
+    return f"{text}, {relation} the best ({_value(metric, best)})"
 
 
-def _value(config: SelectionConfig, result: CandidateResult) -> str:
-    return f"{selection_value(result, config.metric):.4f}"
+def _value(metric: str, result: CandidateResult) -> str:
+    return f"{selection_value(result, metric):.4f}"
 
 # %% ../../nbs/04_search/10_selection.ipynb #70cfd20b
-def apply_decision(
-    step: Step,  # Decided by the rule
-    decision: Decision,  # Replaces the rule's decision
-) -> Step:
+def apply_decision(step: Step, decision: Decision) -> Step:
     "Replace the decision of a step; raises `InputError` for a candidate that cannot be accepted."
-    if decision is step.decision:
+    rule = step.decision
+    if decision is rule:
         return step
     if decision.author == "rule":
         decision = replace(decision, author="person")
     if decision.action == "reject":
         return replace(step, decision=replace(decision, index=None))
-    rule = step.decision
-    holds_nothing = (decision.action, decision.index) == ("hold", None)
-    if holds_nothing and (rule.action, rule.index) == ("hold", None):
-        return replace(step, decision=decision)
     trained = {result.candidate.index for result in step.results if result.failed is None}
-    if unknown := [index for index in (decision.index, *decision.beam) if index not in trained]:
+    holds_nothing = {(item.action, item.index) for item in (decision, rule)} == {("hold", None)}
+    indices = () if holds_nothing else (decision.index, *decision.beam)
+    if unknown := [index for index in indices if index not in trained]:
         existing = ", ".join(map(str, sorted(trained))) or "no trained candidate"
-        raise InputError(
-            f"candidate {unknown[0]} cannot be accepted at step {step.number}; it has {existing}"
-        )
+        subject = f"candidate {unknown[0]} cannot be accepted at step {step.number}"
+        raise InputError(f"{subject}; it has {existing}")
     return replace(step, decision=decision)

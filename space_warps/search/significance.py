@@ -28,16 +28,16 @@ def _mcnemar_mid_p(num_gained: int, num_lost: int) -> float:
     return min(1.0, float(2 * tail - point))
 
 # %% ../../nbs/04_search/03_significance.ipynb #22081201
-def _min_detectable_gain(num_changed: int, num_rows: int, level: float = 0.05) -> float:
+_LEVEL = 0.05  # Of significance
+_MIN_CHANGES = math.floor(-math.log2(_LEVEL)) + 1  # m rows that all go one way have p = 2**-m
+
+
+def _min_detectable_gain(num_changed: int, num_rows: int) -> float:
     "Smallest gain in accuracy that as many changed rows could show."
-    changed = max(num_changed, _min_changes(level))
+    changed = max(num_changed, _MIN_CHANGES)
     gained = np.arange((changed + 1) // 2, changed + 1)
     p_values = 2 * binom.sf(gained, changed, 0.5) + binom.pmf(gained, changed, 0.5)
-    return float((2 * gained[p_values < level][0] - changed) / num_rows)
-
-
-def _min_changes(level: float) -> int:
-    return math.floor(-math.log2(level)) + 1  # m rows that all go one way have p = 2**-m
+    return float((2 * gained[p_values < _LEVEL][0] - changed) / num_rows)
 
 # %% ../../nbs/04_search/03_significance.ipynb #d0343ee0
 Verdict = Literal["better", "not better", "undetectable"]
@@ -63,9 +63,9 @@ class PairedTest:
 
 # %% ../../nbs/04_search/03_significance.ipynb #a46b45cd
 def _verdict(gained: int, lost: int, low: float, high: float, detectable: float) -> Verdict:
-    if gained + lost < _min_changes(0.05):
+    if gained + lost < _MIN_CHANGES:
         return "undetectable"  # the interval is too narrow to exclude anything
-    shown = _mcnemar_mid_p(gained, lost) < 0.05
+    shown = _mcnemar_mid_p(gained, lost) < _LEVEL
     if shown and gained > lost and low > 0:
         return "better"
     return "not better" if high < detectable or (shown and gained < lost) else "undetectable"
@@ -178,9 +178,7 @@ def _check_input(
         )
     for name, scores in (("before", first), ("after", second)):
         if bad := int((~np.isfinite(scores)).any(axis=1).sum()):
-            raise InputError(
-                f"scores are finite numbers; {bad} rows of {name} have NaN or infinity"
-            )
+            raise InputError(f"scores are finite; {bad} rows of {name} have NaN or infinity")
     for name, numbers in (("labels", truth), ("groups", objects)):
         if numbers.dtype.kind not in "iu":
             raise InputError(f"{name} are whole numbers; got {numbers.dtype}")
@@ -190,9 +188,7 @@ def _check_input(
     return first, second, truth.astype(np.int64), np.unique(objects, return_inverse=True)[1]
 
 # %% ../../nbs/04_search/03_significance.ipynb #2adb58a6
-def describe_test(
-    test: PairedTest,  # As `compare_paired` gives it
-) -> str:  # One line
+def describe_test(test: PairedTest) -> str:
     "Describe a test in one line."
     gain, low, high = (100 * x for x in (test.gain, test.gain_low, test.gain_high))
     least = float(f"{100 * test.min_detectable:.2g}")
@@ -206,12 +202,8 @@ def describe_test(
 
 # %% ../../nbs/04_search/03_significance.ipynb #2b952ab8
 @functools.lru_cache(maxsize=4096)
-def accuracy_interval(
-    accuracy: float,  # Share of correct rows, in [0, 1]
-    num_rows: int,  # Number of rows it was measured on
-    confidence: float = 0.95,  # Share of such intervals that contain the true accuracy
-) -> tuple[float, float]:  # Lower and upper end
-    "Wilson's interval for an accuracy."
+def accuracy_interval(accuracy: float, num_rows: int) -> tuple[float, float]:
+    "Wilson's 95% interval for an accuracy, in [0, 1], that was measured on so many rows."
     counted = binomtest(round(accuracy * num_rows), num_rows)
-    interval = counted.proportion_ci(confidence, method="wilson")
+    interval = counted.proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)

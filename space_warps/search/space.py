@@ -7,22 +7,20 @@ __all__ = ['CandidateProposal', 'expand', 'canonicalize', 'meets_constraints', '
            'validate']
 
 # %% ../../nbs/04_search/11_space.ipynb #c5aa718b
-import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
+
+from sklearn.model_selection import ParameterGrid
 
 from ..core import InputError, canonical_json, to_json
 from ..models.blocks import BlockContractError, BlockSpec
 from ..models.complexity import Latency, measure_complexity
 from ..models.model import Architecture
 from ..models.weight_transfer import can_start_as_identity, can_widen_exactly
-from space_warps.search.config import (
-    CHOICE_LISTS,
-    SearchConfig,
-    check_hyperparameters,
-    hyperparameter_grid,
-)
+from .config import CHOICES, SearchConfig, SpaceConfig, check_hyperparameters
 from .history import SearchHistory
 from .records import Candidate
 
@@ -64,14 +62,12 @@ def _mutate(
 
 
 def expand(
-    config: SearchConfig,  # What may be tried
-    blocks: Sequence[BlockSpec],  # Of the parent
-    parent: int = 0,  # Index of the parent in the beam
+    config: SearchConfig, blocks: Sequence[BlockSpec], parent: int = 0
 ) -> Iterator[CandidateProposal]:
-    "Every child of a network, with every combination of hyperparameters."
+    "Every child of a network of the beam, with every combination of hyperparameters."
     for mutation in config.space.mutations:
         children = _mutate(config, blocks, mutation)
-        for child, hyperparameters in itertools.product(children, hyperparameter_grid(config)):
+        for child, hyperparameters in product(children, ParameterGrid(config.varied)):
             if "dropout" in hyperparameters:
                 child = (*child[:-1], replace(child[-1], dropout=hyperparameters["dropout"]))
             proposal = CandidateProposal(child, mutation, parent, hyperparameters)
@@ -79,34 +75,31 @@ def expand(
 
 # %% ../../nbs/04_search/11_space.ipynb #d3567574
 def canonicalize(
-    config: SearchConfig,  # Says how weights are copied
-    proposal: CandidateProposal,  # With a value for every hyperparameter that is varied
-    before: Sequence[BlockSpec] = (),  # Blocks of its parent
+    config: SearchConfig, proposal: CandidateProposal, before: Sequence[BlockSpec] = ()
 ) -> CandidateProposal:
-    "Canonical form, so that equivalent proposals compare equal."
-    blocks, mutation, values = proposal.blocks, proposal.mutation, proposal.hyperparameters
+    "Canonical form of a complete proposal, so that equivalent ones compare equal."
+    blocks, values = proposal.blocks, proposal.hyperparameters
     init = _possible_init(config, proposal, before)
-    below = blocks[-2] if len(blocks) > 1 else None
-    is_tiled = mutation != "deepen" or config.training.warm_start == "chained"
-    has_copies = init == "net2net" and below is not None and blocks[-1].k > below.k
+    is_tiled = proposal.mutation != "deepen" or config.training.warm_start == "chained"
+    has_copies = init == "net2net" and len(blocks) > 1 and blocks[-1].k > blocks[-2].k
     fixed: dict[str, Any] = {"init": init}
-    if init == "fresh" or not (is_tiled or has_copies):
+    if init == "scratch" or not (is_tiled or has_copies):
         fixed["init_noise"] = config.training.init_noise  # no noise is added
-    if init == "fresh":
+    if init == "scratch":
         fixed["new_layer_lr_factor"] = 1.0  # all layers are new
-    relevant = {name: value for name, value in fixed.items() if name in values}
-    return replace(proposal, hyperparameters={**values, **relevant})
+    own = {name: fixed.get(name, value) for name, value in values.items()}
+    return replace(proposal, hyperparameters=own)
 
 
 def _possible_init(
     config: SearchConfig, proposal: CandidateProposal, before: Sequence[BlockSpec]
 ) -> str:
     blocks, mutation = proposal.blocks, proposal.mutation
-    default = "copy" if config.training.copy_weights else "fresh"
+    default = "copy" if config.training.copy_weights else "scratch"
     init: str = proposal.hyperparameters.get("init", default)
     below = blocks[-2] if len(blocks) > 1 else None
     if mutation == "fresh" or (mutation == "deepen" and below is None):
-        return "fresh"  # there are no weights to copy
+        return "scratch"  # there are no weights to copy
     if init != "net2net":
         return init
     if mutation == "deepen":
@@ -116,37 +109,29 @@ def _possible_init(
 
 # %% ../../nbs/04_search/11_space.ipynb #8aa9c7c4
 def _violated_constraint(
-    config: SearchConfig,
-    base: Architecture,
-    blocks: tuple[BlockSpec, ...],
-    latency: Latency | None = None,
+    space: SpaceConfig, network: Architecture, latency: Latency | None
 ) -> tuple[str, float] | None:
     "A limit that a network exceeds, and its value; raises `InputError` where blocks do not fit."
-    architecture, values = replace(base, blocks=blocks), dict[str, float]()
-    _ = architecture.map_shape
-    if config.space.max_params is not None or config.space.max_macs is not None:
-        cost = measure_complexity(architecture)
-        values |= {"max_params": cost.num_params, "max_macs": cost.num_macs}
-    if config.space.max_latency_ms is not None:
+    _ = network.map_shape
+    if space.max_params is not None or space.max_macs is not None:
+        cost = measure_complexity(network)
+        for name, value in (("max_params", cost.num_params), ("max_macs", cost.num_macs)):
+            if value > (getattr(space, name) or math.inf):
+                return name, value
+    if space.max_latency_ms is not None:
         if latency is None:
             raise TypeError("max_latency_ms is set, so pass latency=LatencyTimer(device)")
-        values["max_latency_ms"] = latency(architecture)
-    for name, value in values.items():
-        limit = getattr(config.space, name)
-        if limit is not None and value > limit:
-            return name, value
+        if (time_ms := latency(network)) > space.max_latency_ms:
+            return "max_latency_ms", time_ms
     return None
 
 
 def meets_constraints(
-    config: SearchConfig,  # Has the limits
-    base: Architecture,  # The network without blocks
-    blocks: tuple[BlockSpec, ...],  # The network to check
-    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
+    config: SearchConfig, network: Architecture, latency: Latency | None = None
 ) -> bool:
     "Whether a network can be built and is within all limits."
     try:
-        return _violated_constraint(config, base, blocks, latency) is None
+        return _violated_constraint(config.space, network, latency) is None
     except BlockContractError:
         raise
     except InputError:
@@ -154,11 +139,9 @@ def meets_constraints(
 
 # %% ../../nbs/04_search/11_space.ipynb #14b97b3b
 def feasible(
-    history: SearchHistory,  # The search so far
-    proposals: Iterable[CandidateProposal],  # What to filter
-    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
-) -> list[CandidateProposal]:  # In the same order
-    "Proposals that can be tried and were not; raises `InputError` where none is left."
+    history: SearchHistory, proposals: Iterable[CandidateProposal], latency: Latency | None = None
+) -> list[CandidateProposal]:
+    "Proposals that can be tried and were not, in order; raises `InputError` where none is left."
     config, existing = history.config, trained_keys(history)
     result: dict[str, CandidateProposal] = {}
     reasons: list[str] = []
@@ -167,10 +150,9 @@ def feasible(
         if proposal.key in existing or proposal.key in result:
             reasons.append("everything that can be tried from here was tried")
             continue
+        network = replace(history.base_architecture, blocks=proposal.blocks)
         try:
-            violated = _violated_constraint(
-                config, history.base_architecture, proposal.blocks, latency
-            )
+            violated = _violated_constraint(config.space, network, latency)
         except BlockContractError:
             raise
         except InputError as error:
@@ -187,37 +169,24 @@ def feasible(
     return list(result.values())
 
 # %% ../../nbs/04_search/11_space.ipynb #1c273e4e
-def trained_keys(
-    history: SearchHistory,  # The search so far
-) -> set[str]:
+def trained_keys(history: SearchHistory) -> set[str]:
     "The keys of all networks that were trained."
     candidates = (result.candidate for step in history.steps for result in step.trained)
     first_rung = (candidate for candidate in candidates if candidate.rung == 0)
     return {proposal_of(candidate, history.config).key for candidate in first_rung}
 
 
-def proposal_of(
-    candidate: Candidate,  # A candidate of a step
-    config: SearchConfig,  # Names what is varied
-) -> CandidateProposal:
+def proposal_of(candidate: Candidate, config: SearchConfig) -> CandidateProposal:
     "The proposal that a candidate was made of."
-    hyperparameters = candidate.hyperparameters(config.varied)
-    return CandidateProposal(
-        candidate.blocks, candidate.mutation, candidate.parent, hyperparameters
-    )
+    values = candidate.hyperparameters(config.varied)
+    return CandidateProposal(candidate.blocks, candidate.mutation, candidate.parent, values)
 
 
 def _describe_excess(config: SearchConfig, name: str, smallest: float) -> str:
-    limit = getattr(config.space, name)
-    return (
-        f"no candidate is within space.{name}={_format(limit)}: the smallest has "
-        f"{_format(smallest)}; raise the limit, or offer smaller blocks"
-    )
-
-
-def _format(value: float) -> str:
-    "A count, or a time in milliseconds."
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g} ms"
+    values = getattr(config.space, name), smallest
+    limit, least = (f"{v:,}" if isinstance(v, int) else f"{v:.3g} ms" for v in values)
+    remedy = "raise the limit, or offer smaller blocks"
+    return f"no candidate is within space.{name}={limit}: the smallest has {least}; {remedy}"
 
 
 def _why_no_children(history: SearchHistory) -> str:
@@ -229,14 +198,8 @@ def _why_no_children(history: SearchHistory) -> str:
     return f"the current network has no children by {mutations}; add others to space.mutations"
 
 # %% ../../nbs/04_search/11_space.ipynb #61fff658
-_MUTATIONS = (*(CHOICE_LISTS["space.mutations"] or ()), "fresh")
-
-
-def validate(
-    history: SearchHistory,  # The search so far
-    proposal: CandidateProposal,  # Of any strategy
-) -> CandidateProposal:  # With a value for every hyperparameter that is varied
-    "Check and complete a proposal; raises `InputError` for one that cannot be trained."
+def validate(history: SearchHistory, proposal: CandidateProposal) -> CandidateProposal:
+    "Check a proposal and add missing hyperparameters; raises `InputError` for an invalid one."
     if not isinstance(proposal, CandidateProposal):
         raise InputError(f"a strategy proposes `CandidateProposal`s; got {proposal!r}")
     _check_blocks(history, proposal)
@@ -247,22 +210,12 @@ def validate(
         if proposal.mutation == "fresh":
             below = tuple(replace(spec, dropout=values["dropout"]) for spec in below)
         blocks = (*below, replace(blocks[-1], dropout=values["dropout"]))
-    defaults = _default_hyperparameters(history.config, blocks[-1])
-    complete = {name: values.get(name, defaults[name]) for name in history.config.varied}
-    full = replace(proposal, blocks=tuple(blocks), hyperparameters=complete)
-    return canonicalize(history.config, full, history.parents[proposal.parent])
-
-
-def _default_hyperparameters(config: SearchConfig, last: BlockSpec) -> dict[str, Any]:
-    return {
-        "init": "copy" if config.training.copy_weights else "fresh",
-        "lr": config.lr,
-        "weight_decay": config.training.weight_decay,
-        "init_noise": config.training.init_noise,
-        "augmentation": 1.0,
-        "new_layer_lr_factor": 1.0,
-        "dropout": last.dropout,
-    }
+    config, training = history.config, history.config.training
+    plan = config.plan(config.epochs_per_eval, 0, 0)
+    default = Candidate(1, 0, tuple(blocks), plan, training.copy_weights, training.init_noise)
+    complete = {**default.hyperparameters(config.varied), **values}
+    full = replace(proposal, blocks=default.blocks, hyperparameters=complete)
+    return canonicalize(config, full, history.parents[proposal.parent])
 
 # %% ../../nbs/04_search/11_space.ipynb #71d20bbc
 def _check_blocks(history: SearchHistory, proposal: CandidateProposal) -> None:
@@ -272,29 +225,24 @@ def _check_blocks(history: SearchHistory, proposal: CandidateProposal) -> None:
         raise InputError(f"the blocks of a proposal are one `BlockSpec` or more; got {blocks!r}")
     if len(blocks) > most:
         raise InputError(f"a proposal has {len(blocks)} blocks; max_layers={most}")
-    if mutation not in _MUTATIONS:
-        raise InputError(f"a mutation is one of {', '.join(_MUTATIONS)}; got {mutation!r}")
+    if mutation not in (allowed := (*(CHOICES["space.mutations"] or ()), "fresh")):
+        raise InputError(f"a mutation is one of {', '.join(allowed)}; got {mutation!r}")
     if not isinstance(index, int) or not 0 <= index < len(parents):
+        beam = f"the beam of {len(parents)}, counted from 0"
+        raise InputError(f"a proposal with parent={index} is not in {beam}")
+    kept = parents[index] if mutation == "deepen" else parents[index][:-1]
+    if mutation != "fresh" and tuple(blocks[:-1]) != kept:
+        remedy = "a network with other blocks has no parent: its mutation is fresh"
         raise InputError(
-            f"a proposal with parent={index} is not in the beam of {len(parents)}, counted from 0"
-        )
-    below = {"deepen": parents[index], "fresh": tuple(blocks[:-1])}
-    kept = below.get(mutation, parents[index][:-1])
-    if tuple(blocks[:-1]) != kept:
-        raise InputError(
-            f"{mutation} keeps the {len(kept)} blocks below that its parent has; a network with "
-            "other blocks has no parent: its mutation is fresh"
+            f"{mutation} keeps the {len(kept)} blocks below that its parent has; {remedy}"
         )
 
 
 def _check_hyperparameters(config: SearchConfig, values: Any) -> None:
+    subject = "the hyperparameters of a proposal are"
     if not isinstance(values, dict):
-        raise InputError(
-            f"the hyperparameters of a proposal are a dict, as {{'lr': 0.001}}; got {values!r}"
-        )
+        raise InputError(f"{subject} a dict, as {{'lr': 0.001}}; got {values!r}")
     if unknown := [name for name in values if name not in config.varied]:
-        raise InputError(
-            "the hyperparameters of a proposal are those of space.hyperparameters, which lists "
-            f"{', '.join(config.varied) or 'none'}; got {unknown[0]!r}"
-        )
+        listed = f"space.hyperparameters, which lists {', '.join(config.varied) or 'none'}"
+        raise InputError(f"{subject} those of {listed}; got {unknown[0]!r}")
     check_hyperparameters({name: (value,) for name, value in values.items()})

@@ -15,7 +15,7 @@ from ..models.saved_model import SavedModel
 from .budget import max_steps_of
 from .candidate_training import TrainedCandidate
 from .history import SearchHistory
-from .records import Backtrack, Candidate, FinalTraining, Step
+from .records import Backtrack, Candidate, Step
 from .step import propose_candidates
 
 # %% ../../nbs/04_search/17_state.ipynb #0016411b
@@ -35,11 +35,6 @@ class SearchState:
         return self.models[-1]
 
     @property
-    def current(self) -> TrainedCandidate:
-        "The network selected last, accepted or held."
-        return self.parents[0]
-
-    @property
     def accepted(self) -> TrainedCandidate:
         "The network accepted last, without held blocks."
         return self.models[min(self.history.num_accepted, len(self.models) - 1)][0]
@@ -54,76 +49,52 @@ class SearchState:
         "Why the search has stopped; empty while it runs."
         return self.history.stop_reason
 
-    def after(
-        self,
-        step: Step,  # The next step, decided
-        selected: Sequence[TrainedCandidate],  # Its networks that the following step builds on
-    ) -> "SearchState":
+    def after(self, step: Step, selected: Sequence[TrainedCandidate]) -> "SearchState":
         "Add a step."
         history = replace(self.history, steps=(*self.history.steps, step), stop_reason="")
         if step.decision.action == "reject":
             return SearchState(history, self.models)
         return SearchState(history, (*self.models, tuple(selected) or self.parents))
 
-    def with_stop_reason(
-        self,
-        reason: str,  # One line
-    ) -> "SearchState":
+    def with_stop_reason(self, reason: str) -> "SearchState":
         "Mark the search as stopped."
         return replace(self, history=replace(self.history, stop_reason=reason), candidates=())
 
-    def with_final_training(
-        self,
-        final_training: FinalTraining,  # All its results
-        selected: TrainedCandidate | None,  # The network kept; None if all have failed
-    ) -> "SearchState":
-        "Add the final training."
-        history = replace(self.history, final_training=final_training)
-        return replace(self, history=history, final_model=selected)
-
 # %% ../../nbs/04_search/17_state.ipynb #67eba48f
-def stop_reason(
-    history: SearchHistory,  # The steps so far
-) -> str:  # Empty if another step is allowed
-    "Why a search takes no further step."
-    config, steps = history.config, history.steps
+def stop_reason(history: SearchHistory) -> str:
+    "Why a search takes no further step; empty if another one is allowed."
+    max_steps, number = max_steps_of(history.config), len(history.steps)
     if history.failure:
         return history.failure
-    if steps and steps[-1].decision.action == "reject":
-        return f"no improvement at step {len(steps)}"
-    if steps and steps[-1].decision.stop_growing:
-        return f"growth stopped at step {len(steps)}"
-    max_steps = max_steps_of(config)
-    if max_steps is None or len(steps) < max_steps:
+    if history.steps and history.steps[-1].decision.action == "reject":
+        return f"no improvement at step {number}"
+    if history.steps and history.steps[-1].decision.stop_growing:
+        return f"growth stopped at step {number}"
+    if max_steps is None or number < max_steps:
         return ""
-    if config.max_steps is None and not history.grows_one_block_per_step:
-        return f"{max_steps} steps, as many as max_layers; set max_steps to allow more"
-    return f"{'max_layers' if config.max_steps is None else 'max_steps'}={max_steps} reached"
+    if history.config.max_steps is not None:
+        return f"max_steps={max_steps} reached"
+    if history.grows_one_block_per_step:
+        return f"max_layers={max_steps} reached"
+    return f"{max_steps} steps, as many as max_layers; set max_steps to allow more"
 
 
-def propose(
-    state: SearchState,
-    latency: Latency | None = None,  # Measures networks; needed if `max_latency_ms` is set
-) -> SearchState:
+def propose(state: SearchState, latency: Latency | None = None) -> SearchState:
     "Add the candidates of the next step, or the reason why there is none."
+    state = replace(state, history=replace(state.history, stop_reason=""))
     if state.candidates:  # a step that was begun is finished
-        return replace(state, history=replace(state.history, stop_reason=""))
-    reason = stop_reason(state.history)
-    if not reason:
-        try:
-            candidates = propose_candidates(state.history, state.parents, latency)
-        except InputError as error:  # the strategy has nothing left within the limits
-            reason = str(error)
-    if reason:
+        return state
+    if reason := stop_reason(state.history):
         return state.with_stop_reason(reason)
-    return replace(state, history=replace(state.history, stop_reason=""), candidates=candidates)
+    try:
+        candidates = propose_candidates(state.history, state.parents, latency)
+    except InputError as error:  # the strategy has nothing left within the limits
+        return state.with_stop_reason(str(error))
+    return replace(state, candidates=candidates)
 
 # %% ../../nbs/04_search/17_state.ipynb #6839b5ee
-def backtrack(
-    state: SearchState,
-    to: Backtrack,  # Where to go
-) -> SearchState:  # Networks may be missing
-    "Go back to an earlier step; raises `InputError` if there is no such step."
+def backtrack(state: SearchState, to: Backtrack) -> SearchState:
+    "Go back to an earlier step, perhaps without its networks; raises `InputError` for none."
     if to.node is not None:
         raise InputError("a running search goes back within its own history only; stop it first")
     num_kept = to.to_step + (1 if to.candidate is None else 0)

@@ -9,7 +9,6 @@ __all__ = ['propose_candidates', 'StepResults', 'train_candidates', 'compare_can
 # %% ../../nbs/04_search/16_step.ipynb #640d00e0
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from ..core import derive_seed
 from ..data.loaders import ValidationRows
@@ -18,7 +17,7 @@ from ..models.saved_model import SavedModel
 from .budget import propose_within_budget
 from .candidate_training import TrainedCandidate
 from .config import SearchConfig
-from .halving import TrainCandidates, num_survivors, train_rungs
+from .halving import TrainCandidates, rung_sizes, train_rungs
 from .history import SearchHistory
 from .records import Candidate, CandidateResult, Step, best_result
 from .runner import Runner
@@ -29,7 +28,6 @@ from space_warps.search.selection import (
     is_fair_control,
     within_one_standard_error,
 )
-from .significance import PairedTest
 from .space import CandidateProposal
 from .strategies import num_parents
 from .surrogate import pnas  # noqa: F401  registers its strategy
@@ -37,11 +35,9 @@ from ..training.loop import Interrupted
 
 # %% ../../nbs/04_search/16_step.ipynb #496164cc
 def propose_candidates(
-    history: SearchHistory,  # The steps so far
-    parents: Sequence[TrainedCandidate],  # The networks that the step builds on
-    latency: Latency | None = None,  # Measures networks; needed if `max_latency_ms` is set
-) -> tuple[Candidate, ...]:  # The control, then the candidates by index
-    "Propose the candidates of the next step; raises `InputError` if there are none."
+    history: SearchHistory, parents: Sequence[TrainedCandidate], latency: Latency | None = None
+) -> tuple[Candidate, ...]:
+    "Propose the control, then the candidates of the next step; raises `InputError` for none."
     result = parents[0].result
     hyperparameters = result.candidate.hyperparameters(history.config.varied) if result else {}
     blocks = parents[0].saved_model.architecture.blocks
@@ -58,7 +54,7 @@ def propose_candidates(
 def _copies_weights(config: SearchConfig, proposal: CandidateProposal) -> bool:
     "Whether it starts from trained weights."
     init = proposal.hyperparameters.get("init")
-    wanted = init != "fresh" if init else config.training.copy_weights
+    wanted = init != "scratch" if init else config.training.copy_weights
     return wanted and proposal.mutation != "fresh"
 
 
@@ -73,20 +69,17 @@ def _to_candidate(
     config, number, is_control = history.config, len(history.steps) + 1, index == 0
     init = proposal.hyperparameters.get("init")
     if init and is_control:
-        init = "copy" if copy_weights else "fresh"
-    recipe = config.plan(
-        config.rungs[0] if config.rungs else config.epochs_per_eval,
-        (number - 1) * config.step_epochs,
-        derive_seed(config.seed, number, index),
-        proposal.hyperparameters,
-    )
+        init = "copy" if copy_weights else "scratch"
+    epochs, first_epoch = rung_sizes(config, 0)[0][0], (number - 1) * config.step_epochs
+    seed = derive_seed(config.seed, number, index)
+    plan = config.plan(epochs, first_epoch, seed, proposal.hyperparameters)
     if is_control or not copy_weights:  # no layer is newer than the others
-        recipe = replace(recipe, new_layer_lr_factor=1.0)
+        plan = replace(plan, new_layer_lr_factor=1.0)
     return Candidate(
         step=number,
         index=max(index - 1, 0),
         blocks=proposal.blocks,
-        train_config=recipe,
+        train_config=plan,
         copy_weights=copy_weights,
         init_noise=proposal.hyperparameters.get("init_noise", config.training.init_noise),
         inherited_epochs=parent.total_epochs if copy_weights else 0,
@@ -116,25 +109,18 @@ class StepResults:
     def at_last_rung(self) -> list[TrainedCandidate]:
         "Candidates that were not dropped; with a single rung all of them, failed ones included."
         last = max((result.candidate.rung for result in fully_trained(self.results)), default=0)
-        return [
-            trained
-            for trained in self.candidates
-            if trained.result is not None and trained.result.candidate.rung == last
-        ]
+        return [t for t in self.candidates if t.result and t.result.candidate.rung == last]
 
-    def networks_for(
-        self,
-        step: Step,  # The decided step
-    ) -> list[TrainedCandidate]:  # The best one first; empty if none was selected
-        "Networks that the next step builds on."
+    def networks_for(self, step: Step) -> list[TrainedCandidate]:
+        "Networks that the next step builds on, the best first; empty if none was selected."
         return [t for result in step.beam for t in self.candidates if t.result == result]
 
 
 def train_candidates(
-    config: SearchConfig,  # How candidates start, and the rungs
-    candidates: Sequence[Candidate],  # From `propose_candidates`
-    parents: Sequence[TrainedCandidate],  # The networks that the step builds on
-    train: TrainCandidates,  # Trains several candidates
+    config: SearchConfig,
+    candidates: Sequence[Candidate],
+    parents: Sequence[TrainedCandidate],
+    train: TrainCandidates,
 ) -> StepResults:
     "Train the control and the candidates of a step; raises `Interrupted` when asked to stop."
     if config.training.warm_start == "chained":
@@ -155,40 +141,39 @@ def _train_chained(
         best = best_result([trained.result for trained in done if trained.result], metric)
         start = next((trained for trained in done if best and trained.result is best), parent)
         if best is not None and candidate.copy_weights:
-            candidate = replace(
-                candidate,
-                warm_start_from=best.candidate.index,
-                inherited_epochs=start.total_epochs,
-            )
+            index, epochs = best.candidate.index, start.total_epochs
+            candidate = replace(candidate, warm_start_from=index, inherited_epochs=epochs)
         done += train([candidate], start)
     return done
 
 # %% ../../nbs/04_search/16_step.ipynb #c91a5837
 def compare_candidates(
-    history: SearchHistory,  # The steps so far
-    results: StepResults,  # From `train_candidates`
-    accepted: TrainedCandidate,  # The current network
-    rows: ValidationRows,  # The validation rows
-) -> Step:  # With the decision of the rule
-    "Test each candidate against the control and apply the rule."
+    history: SearchHistory, results: StepResults, accepted: TrainedCandidate, rows: ValidationRows
+) -> Step:
+    "Test each candidate against the control, and decide by the rule."
     config, control = history.config, results.control.result
     assert control is not None
     number, compared = len(history.steps) + 1, results.at_last_rung
-    seed = derive_seed(config.seed, number)
-    tests = compare_with_control(results.control, compared, rows, seed)
+    tests = compare_with_control(results.control, compared, rows, derive_seed(config.seed, number))
     test_of = dict(zip([t.result for t in compared if t.result], tests, strict=True))
-    equivalent = (
-        within_one_standard_error(compared, rows, config.selection.metric)
-        if config.selection.parsimony == "one_standard_error"
-        else []
-    )
+    against_baseline = dict(test_of)
+    if accepted.result is not None and config.selection.acceptance == "significant":
+        seed = derive_seed(config.seed, number, 1)
+        others = compare_with_control(accepted, compared, rows, seed)
+        pairs = zip(test_of, others, strict=True)
+        against_baseline |= {
+            result: test for result, test in pairs if not is_fair_control(result, control)
+        }
+    equivalent: list[CandidateResult] = []
+    if config.selection.parsimony == "one_standard_error":
+        equivalent = within_one_standard_error(compared, rows, config.selection.metric)
     decision = decide(
         config.selection,
         list(test_of),
         accepted.result,
         control,
         num_held=sum(bool(step.beam) for step in history.steps[history.num_accepted :]),
-        tests=_tests_against_baselines(history, results, accepted, rows, test_of),
+        tests=list(against_baseline.values()),
         num_tried=len(results.results),
         equivalent=equivalent,
         num_parents=num_parents(config),
@@ -196,43 +181,21 @@ def compare_candidates(
     of_each = tuple(test_of.get(result) for result in results.results)
     return Step(number, results.results, control, decision, of_each, results.earlier_results)
 
-
-def _tests_against_baselines(
-    history: SearchHistory,
-    results: StepResults,
-    accepted: TrainedCandidate,
-    rows: ValidationRows,
-    test_of: dict[CandidateResult, PairedTest | None],
-) -> list[PairedTest | None]:
-    "Against the control where it is a fair baseline, otherwise against the current network."
-    config = history.config
-    if accepted.result is None or config.selection.acceptance != "significant":
-        return list(test_of.values())
-    seed = derive_seed(config.seed, len(history.steps) + 1, 1)
-    others = compare_with_control(accepted, results.at_last_rung, rows, seed)
-    return [
-        test if is_fair_control(result, results.control.result) else other
-        for (result, test), other in zip(test_of.items(), others, strict=True)
-    ]
-
 # %% ../../nbs/04_search/16_step.ipynb #9f3a4eea
 def untrained_candidates(
-    history: SearchHistory,  # The steps so far
-    latency: Latency | None = None,  # Measures networks; needed if `max_latency_ms` is set
-) -> tuple[Candidate, ...]:  # The control first
+    history: SearchHistory, latency: Latency | None = None
+) -> tuple[Candidate, ...]:
     "Propose candidates without loading their parents; raises `InputError` if there are none."
-    parents = [
-        TrainedCandidate(SavedModel(replace(history.base_architecture, blocks=blocks), {}))
-        for blocks in history.parents
-    ]
+    networks = [replace(history.base_architecture, blocks=blocks) for blocks in history.parents]
+    parents = [TrainedCandidate(SavedModel(network, {})) for network in networks]
     return propose_candidates(history, parents, latency)
 
 
 def estimate_seconds(
-    config: SearchConfig,  # Names the rungs
+    config: SearchConfig,
     candidates: Sequence[Candidate],  # Of a step, the control first
-    runner: Runner,  # Trains them
-    should_stop: Callable[[], bool] = lambda: False,  # Called before each measurement
+    runner: Runner,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[float, ...]:  # Of the control, each candidate, then the trainings of later rungs
     "Estimate the seconds of each training of a step; raises `Interrupted` when asked to stop."
     per_epoch: list[float] = []
@@ -240,13 +203,9 @@ def estimate_seconds(
         if should_stop():
             raise Interrupted
         per_epoch.append(runner.seconds_per_epoch(candidate.blocks))
-    seconds = [
-        own * candidate.train_config.epochs
-        for own, candidate in zip(per_epoch, candidates, strict=True)
-    ]
-    num_left = len(candidates) - 1
-    mean = sum(per_epoch[1:]) / max(1, num_left)
-    for before, after in pairwise(config.rungs):
-        num_left = num_survivors(num_left, num_parents(config))  # which ones is not known yet
-        seconds += [per_epoch[0] * (after - before), *[mean * (after - before)] * num_left]
+    epochs = [candidate.train_config.epochs for candidate in candidates]
+    seconds = [time * number for time, number in zip(per_epoch, epochs, strict=True)]
+    mean = sum(per_epoch[1:]) / max(1, len(candidates) - 1)  # which ones remain is not known yet
+    for rung_epochs, number in rung_sizes(config, len(candidates) - 1)[1:]:
+        seconds += [per_epoch[0] * rung_epochs, *[mean * rung_epochs] * number]
     return tuple(seconds)

@@ -9,7 +9,6 @@ __all__ = ['rank_correlation', 'pnas']
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,18 +25,12 @@ from .config import INITS, SearchConfig
 from .history import SearchHistory
 from .records import CandidateResult, Step
 from .space import CandidateProposal, proposal_of
-from space_warps.search.strategies import (
-    GROWTH_SETTINGS,
-    children,
-    register_strategy,
-    sample_proposals,
-)
-from ..training.config import TrainConfig
+from .strategies import children, register_strategy, sample_proposals
 
 # %% ../../nbs/04_search/13_surrogate.ipynb #161a5eac
 def _encode_network(history: SearchHistory, proposal: CandidateProposal) -> list[float]:
     "Features of a network."
-    config, parents = history.config, history.beam
+    config, parents, values = history.config, history.beam, proposal.hyperparameters
     families = tuple(sorted({*registered_families(), *config.space.families}))
     last, *below = [_encode_block(spec, families) for spec in reversed(proposal.blocks)]
     means = np.mean(below, axis=0).tolist() if below else [0.0] * len(last)
@@ -50,28 +43,16 @@ def _encode_network(history: SearchHistory, proposal: CandidateProposal) -> list
         *means,
         parents[proposal.parent].val_loss if parents else 0.0,
         *(float(proposal.mutation == mutation) for mutation in config.space.mutations),
-        *_encode_hyperparameters(config, proposal.hyperparameters),
-    ]
-
-
-def _encode_hyperparameters(config: SearchConfig, values: dict[str, Any]) -> list[float]:
-    inits = INITS if "init" in values else ()
-    others = ("init_noise", "new_layer_lr_factor")
-    return [
         math.log(values.get("lr", config.lr)),
         math.log(values.get("weight_decay", config.training.weight_decay) + 1e-6),
         values.get("augmentation", 1.0),
-        *(float(values["init"] == init) for init in inits),
-        *(float(values[name]) for name in others if name in values),
+        *(float(values["init"] == init) for init in INITS if "init" in values),
+        *(float(values[name]) for name in ("init_noise", "new_layer_lr_factor") if name in values),
     ]
 
 
 def _encode_block(spec: BlockSpec, families: tuple[str, ...]) -> list[float]:
-    named = (
-        (families, spec.family),
-        (POOLINGS, spec.pooling),
-        (tuple(ACTIVATIONS), spec.activation),
-    )
+    named = (families, spec.family), (POOLINGS, spec.pooling), (ACTIVATIONS, spec.activation)
     flags = [float(option == own) for options, own in named for option in options]
     size = [math.log2(spec.k), float(spec.kernel_size), float(spec.downsample), spec.dropout]
     return [*flags, *size, float(spec.use_se)]
@@ -81,30 +62,25 @@ def _predict_objective(
     history: SearchHistory, proposals: Sequence[CandidateProposal], num_models: int = 50
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     "Expected log-loss minus the mean of the step, in nats, and its standard deviation."
-    groups = [(n, group) for n, step in enumerate(history.steps) if (group := _at_first_rung(step))]
-    features = np.concatenate([_centre(_encode_results(history, n, group)) for n, group in groups])
-    losses = np.concatenate([_centre(np.array([r.val_loss for r in group])) for _, group in groups])
+    features, losses = [], []
+    for index, step in enumerate(history.steps):
+        if results := _at_first_rung(step):
+            before = replace(history, steps=history.steps[:index])  # as it was at this step
+            tried = [proposal_of(result.candidate, history.config) for result in results]
+            features.append(_centre([_encode_network(before, proposal) for proposal in tried]))
+            losses.append(_centre([result.val_loss for result in results]))
     ridge = make_pipeline(StandardScaler(), Ridge(1.0))
     seed = derive_seed(history.config.seed, len(history.steps) + 1, 0, 2)
     models = BaggingRegressor(ridge, num_models, random_state=seed)
-    models.fit(features, losses)
-    wanted = _centre(np.array([_encode_network(history, proposal) for proposal in proposals]))
+    models.fit(np.concatenate(features), np.concatenate(losses))
+    wanted = _centre([_encode_network(history, proposal) for proposal in proposals])
     predictions = np.stack([model.predict(wanted) for model in models.estimators_])
     return predictions.mean(0), predictions.std(0)
 
 
-def _encode_results(
-    history: SearchHistory, index: int, group: Sequence[CandidateResult]
-) -> npt.NDArray[np.float64]:
-    "Features of the candidates of a step, at the time of the step."
-    before = replace(history, steps=history.steps[:index])
-    proposals = (proposal_of(result.candidate, history.config) for result in group)
-    return np.array([_encode_network(before, proposal) for proposal in proposals])
-
-
-def _centre(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    centred: npt.NDArray[np.float64] = values - values.mean(axis=0)
-    return centred
+def _centre(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    values = np.asarray(values, np.float64)
+    return np.asarray(values - values.mean(axis=0))
 
 
 def _at_first_rung(step: Step) -> list[CandidateResult]:
@@ -114,44 +90,22 @@ def _at_first_rung(step: Step) -> list[CandidateResult]:
     return sorted(first, key=lambda result: result.candidate.index)
 
 # %% ../../nbs/04_search/13_surrogate.ipynb #8e08a526
-_TRUSTED = 0.3  # Rank correlation below which the model is not used
-
-
-def rank_correlation(
-    step: Step,  # A decided step
-) -> float | None:  # In [-1, 1]; None where fewer than three were predicted
-    "Spearman correlation between predicted and measured log-loss at the first rung."
-    pairs = [
-        (r.candidate.predicted, r.val_loss)
-        for r in _at_first_rung(step)
-        if r.candidate.predicted is not None
-    ]
-    if len(pairs) < 3 or len({predicted for predicted, _ in pairs}) == 1:
+def rank_correlation(step: Step) -> float | None:
+    "Spearman correlation of predicted and measured log-loss, where three or more were predicted."
+    results = [r for r in _at_first_rung(step) if r.candidate.predicted is not None]
+    predicted = [result.candidate.predicted for result in results]
+    if len(results) < 3 or len(set(predicted)) == 1:
         return None
-    correlation = float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    correlation = float(spearmanr(predicted, [result.val_loss for result in results]).statistic)
     return correlation if math.isfinite(correlation) else None  # equal losses have no order
-
-
-def _is_trusted(history: SearchHistory) -> bool:
-    "Whether the last ranking that was measured was good enough."
-    correlations = [rank_correlation(step) for step in history.steps]
-    measured = [correlation for correlation in correlations if correlation is not None]
-    return not measured or measured[-1] >= _TRUSTED
 
 # %% ../../nbs/04_search/13_surrogate.ipynb #72f6f5fd
 _NUM_CANDIDATES = 8  # Of a step, where `num_candidates` is not set
+_TRUSTED = 0.3  # Rank correlation below which the model is not used
 
 
-@register_strategy(
-    "pnas",
-    keeps_beam=True,
-    num_candidates=_NUM_CANDIDATES,
-    uses=(*GROWTH_SETTINGS, "random_fraction"),
-)
-def pnas(
-    history: SearchHistory,  # The search so far
-    latency: Latency | None = None,  # Measures networks; needed where `max_latency_ms` is set
-) -> list[CandidateProposal]:
+@register_strategy("pnas", keeps_beam=True, num_candidates=_NUM_CANDIDATES)
+def pnas(history: SearchHistory, latency: Latency | None = None) -> list[CandidateProposal]:
     "Propose the most promising children of the networks in the beam, and some at random."
     number = history.config.num_candidates or _NUM_CANDIDATES
     pool = children(history, latency)
@@ -159,7 +113,9 @@ def pnas(
         return sample_proposals(history, pool, number)
     mean, deviation = _predict_objective(history, pool)
     pool = [replace(p, predicted=float(loss)) for p, loss in zip(pool, mean, strict=True)]
-    if not _is_trusted(history):
+    correlations = [rank_correlation(step) for step in history.steps]
+    measured = [correlation for correlation in correlations if correlation is not None]
+    if measured and measured[-1] < _TRUSTED:
         return sample_proposals(history, pool, number)
     num_best = number - round(history.config.random_fraction * number)
     order = np.argsort(mean - deviation, kind="stable")
