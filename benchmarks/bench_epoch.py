@@ -33,6 +33,7 @@ from space_warps.models.model import Architecture, ProgressiveModel
 from space_warps.training import loop as training_loop
 from space_warps.training.config import TrainConfig, build_optimizer, build_schedule
 from space_warps.training.loop import evaluate, prepare_model, train_epoch, train_step
+from space_warps.training.objectives import build_loss
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data/sample"
 PLAN = TrainConfig(epochs=10**4)
@@ -79,7 +80,9 @@ class OurLoop:
         prepare_model(model, device)
         self.optimizer = build_optimizer(model, PLAN)
         self.schedule = build_schedule(self.optimizer, PLAN, len(loaders[0]))
-        self.step = functools.partial(train_step, model, self.optimizer, PLAN.label_smoothing)
+        self.step = functools.partial(
+            train_step, model, self.optimizer, build_loss(PLAN.loss, PLAN.label_smoothing, None)
+        )
 
     def run_epoch(self) -> float:
         """Train and validate for one epoch; returns the validation accuracy."""
