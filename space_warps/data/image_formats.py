@@ -120,8 +120,12 @@ def _read_picture(content: bytes, name: str) -> Values:
         raise UnusableImage(f"{name} is {_describe(content)}, which cannot be read") from error
     except Image.DecompressionBombError as error:
         raise UnusableImage(f"{name} declares too many pixels ({error})") from error
-    except (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+    except _DAMAGED as error:
         raise UnusableImage(f"{name} is truncated, damaged or unreadable ({error})") from error
+
+
+# Pillow warns of damaged tags, which is an error where warnings are errors
+_DAMAGED = (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, UserWarning)
 
 # %% ../../nbs/01_data/07_image_formats.ipynb #66a8ca58
 def _values_of(image: Image.Image, name: str) -> Values:

@@ -233,6 +233,7 @@ def decode_into(
 
     with warnings.catch_warnings():  # not in the threads, which share one list of filters
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are checked
+        warnings.filterwarnings("ignore", module="PIL")  # damaged tags
         warnings.simplefilter("ignore", AstropyWarning)  # a damaged file is reported in one line
         results = map_in_threads(decode, len(source), "decoding", progress)
         for row, (kind, message, scale) in enumerate(results):
