@@ -36,7 +36,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from space_warps.cli.config import read_run_config
-from space_warps.cli.datasets import read_loaders
+from space_warps.cli.datasets import read_split
 from space_warps.cli.main import main as space_warps
 from space_warps.data.catalogue import ReadOptions
 from space_warps.data.dataset import Space_Galaxi
@@ -145,9 +145,7 @@ def load(run: Path) -> tuple[Scores, Space_Galaxi]:
     """Scores of the network of a run, and its test rows."""
     config = read_run_config(run)
     images = str(config.data.img_dir_path)
-    train, validation = (
-        loader.dataset for loader in read_loaders(config, str(config.data.csv_path), images)
-    )
+    train, validation = (loader.dataset for loader in read_split(config)[0])
     model = InferenceModel.load(run, device="cpu")
     options = ReadOptions(classes=model.architecture.classes)
     test = Space_Galaxi.read(run / "test.csv", images, options)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,12 +123,12 @@ def test_image_unreadable(
     assert "line 5 (id" in text
 
 
-def test_image_of_a_huge_declared_size(
-    tiny: Tiny, refused: Refusal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("space_warps.data.image_arrays.MAX_PIXELS", 400)
-    Image.linear_gradient("L").resize((30, 30)).save(tiny.image(3))
-    assert "declares 30x30 pixels" in refused(tiny)
+def test_image_of_a_huge_declared_size(tiny: Tiny, refused: Refusal) -> None:
+    start, marker, rest = tiny.image(3).read_bytes().partition(b"\xff\xc0")
+    assert marker, "a baseline JPEG; length and depth come before the size"
+    size = struct.pack(">HH", 30_000, 30_000)
+    tiny.image(3).write_bytes(start + marker + rest[:3] + size + rest[7:])
+    assert "declares 30000x30000 pixels" in refused(tiny)
 
 
 def test_image_of_another_shape(tiny: Tiny, refused: Refusal, tmp_path: Path) -> None:
