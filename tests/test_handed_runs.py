@@ -246,7 +246,7 @@ def test_no_file_of_a_run_is_read_or_written_through_a_link(handed: Handed) -> N
 
 
 def test_no_folder_of_a_run_leads_elsewhere(handed: Handed) -> None:
-    for folder in ("step_01", "finish"):
+    for folder in ("step_01", "final"):
         run = handed.copy()
         shutil.rmtree(run / folder)
         (run / folder).symlink_to(handed.mine / "thesis" / folder)
@@ -259,7 +259,7 @@ def test_no_folder_of_a_run_leads_elsewhere(handed: Handed) -> None:
         assert everything(handed.mine) == before
 
 
-@pytest.mark.parametrize("name", ["events.jsonl", "openings.jsonl", "config.yaml", ".lock"])
+@pytest.mark.parametrize("name", ["events.jsonl", "test_access.jsonl", "config.yaml", ".lock"])
 @pytest.mark.parametrize(
     "args",
     [
