@@ -79,7 +79,9 @@ def test_predictions_agree_with_evaluate(
     elif ending == "parquet":
         table = pd.read_parquet(out)
     else:
-        table = Table.read(out).to_pandas()
+        columns = Table.read(out)
+        columns.convert_bytestring_to_unicode()  # text of FITS is bytes
+        table = columns.to_pandas()
     agrees_with_evaluate(run, tiny, table)
     assert not (tmp_path / f"out.{ending}.parts").exists()
 
