@@ -207,8 +207,8 @@ def test_a_figure_that_fails_is_named_in_terminal_and_report(
         raise RuntimeError(f"latex\nis {SCRIPT} missing")
 
     before = sha256_file(run / "events.jsonl")
-    monkeypatch.setattr(html, "plot_confusion", fail)
-    monkeypatch.setattr(html, "plot_pareto", fail)
+    monkeypatch.setitem(html._TEST_PLOTS, "confusion matrix", fail)
+    monkeypatch.setattr(html.plots, "plot_pareto", fail)
     (run / "pareto.png").unlink()
     assert main(["report", f"run.dir={run}"]) == 0
     page, errors = (run / "report.html").read_text(), caplog.text
