@@ -11,6 +11,7 @@ __all__ = ['OMIT_IF_DEFAULT', 'NOT_WRITTEN', 'Record', 'InputError', 'derive_see
 # %% ../nbs/00_core.ipynb #502440f4
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -236,8 +237,9 @@ def check_limits(
     name: str = "",  # Field that holds them, or its path
 ) -> None:
     "Raise `InputError` for a number or a list beyond what any search needs."
-    limit = _LIMITS.get(name.rpartition(".")[2], 2**64)
     size = len(values) if isinstance(values, list | tuple) else values
+    other = 2**64 if isinstance(size, int) else math.inf  # a loss may have any value
+    limit = _LIMITS.get(name.rpartition(".")[2], other)
     if isinstance(size, int | float) and abs(size) > limit:
         raise InputError(f"{name} is at most {limit:,}; got {size:,}")
     if isinstance(values, list | tuple):

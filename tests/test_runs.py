@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, Tiny, grow
 
 from space_warps.cli.main import main
-from space_warps.core import sha256_file
+from space_warps.core import _LIMITS, sha256_file
 from space_warps.data.loaders import create_train_val_dataloaders
 from space_warps.runs.artifacts import read_val_rows
 from space_warps.runs.environment import describe_environment
@@ -454,6 +454,8 @@ def test_a_step_whose_candidates_all_fail_is_an_error_each_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("space_warps.search.config._MAX_WIDTH", 10**11)  # beyond the memory
+    for name in ("k", "k_candidates"):
+        monkeypatch.setitem(_LIMITS, name, 10**11)
     run = tmp_path / "run"
     args = [*tiny.words(), f"run.dir={run}", *QUICK, "search.k_candidates=[[4],[10000000000]]"]
     assert main(["search", *args]) == 2
