@@ -13,7 +13,6 @@ import gzip
 import io
 import lzma
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -140,9 +139,15 @@ def _open_csv(path: Path, encoding: str, separator: str | None) -> TableSource:
             list(islice(file, num_before))
             reader = csv.reader(file, delimiter=separator, strict=True, skipinitialspace=True)
             rows = _csv_rows(path, reader, names, wanted, num_before)
-            while part := list(islice(rows, size)):
-                lines = [line for line, _ in part]
-                columns = [[cells[index] for _, cells in part] for index in range(len(wanted))]
+            while True:
+                lines: list[int] = []
+                columns: list[list[str]] = [[] for _ in wanted]
+                for line, cells in islice(rows, size):
+                    lines.append(line)
+                    for column, cell in zip(columns, cells, strict=True):
+                        column.append(cell)
+                if not lines:
+                    return
                 for name, column in zip(wanted, columns, strict=True):
                     _check_text(path, name, column, lines)
                 if separator != ",":
@@ -190,11 +195,16 @@ def _csv_rows(
 ) -> Iterator[tuple[int, list[str]]]:
     "Line number and wanted cells of each row."
     indices, width = [names.index(name) for name in wanted], len(names)
+    shared: dict[str, str] = {}  # one object for equal cells, as long as they are few
+
+    def share(cell: str) -> str:
+        return shared.setdefault(cell, cell) if len(shared) < 4096 else shared.get(cell, cell)
+
     try:
         for row in reader:
             line = num_before + reader.line_num
             if len(row) == width:
-                yield line, [_shared(row[index].strip()) for index in indices]
+                yield line, [share(row[index].strip()) for index in indices]
             elif "".join(row).strip() and not row[0].startswith("#"):
                 raise InputError(
                     f"{path}, line {line}: {len(row)} cells where the header has {width}; "
@@ -203,11 +213,6 @@ def _csv_rows(
     except csv.Error as error:
         line = num_before + reader.line_num
         raise InputError(f"{path}, line {line}: {error}; correct the line") from error
-
-
-def _shared(cell: str) -> str:
-    "One object for equal short cells, which are many."
-    return sys.intern(cell) if len(cell) < 12 else cell
 
 
 def _check_text(path: Path, name: str, cells: list[str], lines: Sequence[int]) -> None:
