@@ -16,6 +16,7 @@ from space_warps.data import image_store, pixel_summary
 from space_warps.data.audit import audit_catalogue
 from space_warps.data.catalogue import ReadOptions, read_catalogue
 from space_warps.data.dataset import Space_Galaxi, measure_input_statistics
+from space_warps.data.image_sources import StackImages
 from space_warps.data.image_store import MemmapImages
 from space_warps.evaluation.baselines import compare_classical
 from space_warps.evaluation.evaluate import evaluate_rows, overlaps_training
@@ -41,6 +42,23 @@ def test_bootstrap_holds_a_chunk_of_draws() -> None:
     low, high = intervals["accuracy"]
     assert low < predictions.is_right.mean() < high
     assert peak < 80e6
+
+
+def resident_file_bytes() -> int:
+    """Memory of this process that shows parts of files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
+def test_a_stack_of_images_gives_back_its_pages(tmp_path: Path) -> None:
+    """256 MB are read through a mapping that keeps at most about 64 MB of them."""
+    shape = 1000, 512, 512
+    np.lib.format.open_memmap(tmp_path / "stack.npy", mode="w+", dtype="uint8", shape=shape)
+    stack = StackImages(tmp_path / "stack.npy", "", np.arange(1000))
+    before = resident_file_bytes()
+    assert len({stack.digest(row) for row in range(1000)}) == 1
+    assert resident_file_bytes() - before < 150e6
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ __all__ = ['AS_NAMED', 'ImageSource', 'digest_images', 'ImagePaths', 'ZipImages'
 
 # %% ../../nbs/01_data/08_image_sources.ipynb #a8bb8adf
 import hashlib
+import mmap
 import os
 import zipfile
 from collections.abc import Sequence
@@ -198,6 +199,7 @@ class StackImages:
     key: str  # Data set of the HDF5 file; empty for NPY
     rows: npt.NDArray[np.int64]  # [rows] index in the stack
     _array: Any = field(default=None, repr=False)
+    _num_read: int = field(default=0, repr=False)  # Bytes since pages were given back
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -225,9 +227,23 @@ class StackImages:
         if self._array is None:
             self._array = open_stack(self.path, self.key)
         try:
-            return np.array(self._array[int(self.rows[row])])
+            values = np.array(self._array[int(self.rows[row])])
         except (OSError, ValueError, IndexError) as error:
             raise UnusableImage(f"{self.name(row)} cannot be read ({error})") from error
+        self._num_read += values.nbytes
+        if self._num_read > _MAX_RESIDENT_BYTES:
+            self._release_pages()
+        return values
+
+    def _release_pages(self) -> None:
+        "Give back the pages of a mapped file, which count as memory of this process."
+        self._num_read = 0
+        mapping = getattr(self._array, "_mmap", None)  # HDF5 is read without one
+        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
+_MAX_RESIDENT_BYTES = 2**26  # Of a mapped stack
 
 # %% ../../nbs/01_data/08_image_sources.ipynb #056ea58b
 def open_stack(
