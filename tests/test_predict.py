@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,9 @@ def test_a_killed_prediction_resumes(
     assert 3 <= len(kept) < 8 and not out.exists()
     monkeypatch.setattr("space_warps.deploy.predict._MAX_ROWS", 8)
     (parts / "000000000000.csv").touch()
+    other = tmp_path / "other"
+    shutil.copytree(tiny.img_dir_path, other)
+    assert main(words(run, tiny.csv_path, other, out)) == 2, "images of another folder"
     assert main(command) == 0
     resumed = pd.read_csv(out, dtype={"id": str})
     monkeypatch.undo()

@@ -149,6 +149,7 @@ def test_the_card_and_the_pages(server: Server) -> None:
         assert server.request("GET", path, headers={})[0] == 200, path
     page = server.request("GET", "/")[1]
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page) and "<script" not in page
+    assert "Authorization" in page and "QSO" not in page, "a page without token names no classes"
     assert "space_warps_requests_total" in server.request("GET", "/metrics")[1]
 
 

@@ -1,5 +1,6 @@
 """Tables as other programs and archives write them: read right, or refused in one line."""
 
+import gzip
 import json
 import os
 import re
@@ -157,11 +158,13 @@ def test_integer_ids_and_missing_values_are_exact(tmp_path: Path, kind: str) -> 
         (b"PK\x03\x04" + bytes(100), "zip or Excel file"),
         (b"ARROW1" + bytes(100), "Feather file"),
         (b'{"id": 1}', "is JSON"),
+        (b"PK,name\n1,a\n", "has no column"),
         (b"SIMPLE  =                    T", "cannot be read as|without a table"),
         (b"<html><body>504</body></html>", "is an HTML or XML page"),
         (b'<?xml version="1.0"?><VOTABLE><RESOURCE>', "cannot be read as votable"),
         (b"# %ECSV 1.0\n# ---\nid", "cannot be read as ascii.ecsv"),
-        (b"\x1f\x8b\x08\x00damaged", "gzip"),
+        (b"\x1f\x8b\x08\x00damaged", "damaged archive"),
+        (gzip.compress(b"id,class\n")[:12] + b"\xff" * 20, "damaged archive"),
         (b"\x00\x01\x02binary", "is not text"),
         (
             b"objid,TARGET_RA,TARGET_DEC,spectype\n1,2,3,A\n",

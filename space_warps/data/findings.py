@@ -39,7 +39,7 @@ _REMEDIES = {  # Kind of fault -> what to do, and the key
         "'data.columns={ra:null,dec:null}'",
     ),
     "features": (
-        "Correct the values, or name the words that mean a missing one.",
+        "Correct the values, or name all words that mean a missing one, also the usual ones.",
         "'data.missing_values=[WORD,-99]'",
     ),
     "missing images": ("Put the files into the folder, or skip these rows.", _SKIP),
@@ -77,7 +77,7 @@ def _objects(audit: CatalogueAudit) -> Iterator[Finding]:
         yield Finding(
             "note",
             f"{audit.num_repeated_rows:,} rows show an object that other rows show as well; a split "
-            f"by row would train on {audit.leaked_share:.0%} of the objects it validates on",
+            f"by row would train on {audit.leaked_share:.0%} of the rows it validates on",
             "Nothing to do: a search splits by object. A column can say what belongs together.",
             "data.group_column=COLUMN",
         )
@@ -113,8 +113,7 @@ def _features(audit: CatalogueAudit) -> Iterator[Finding]:
                 "doubt",
                 f"{feature} is missing in {shares[name]:.0%} of the rows of {name}, in "
                 f"{min(shares.values()):.0%} of another class: a network learns the class from that",
-                "Hide from the network which values are missing.",
-                "data.missing_flags=false",
+                "Leave this feature out, or fill its missing values in the table.",
             )
     features, images = audit.feature_baseline, audit.image_baseline
     if features and images and features.by_object > max(0.85, images.by_object + 0.05):
@@ -133,8 +132,7 @@ def _images(audit: CatalogueAudit) -> Iterator[Finding]:
             yield Finding(
                 "doubt",
                 f"band {band.name} uses {band.num_levels} of 256 grey levels",
-                "Look at its cutouts; limits of each image's own may show more.",
-                "data.stretch=image",
+                "Look at its cutouts, and take images of more bits if there are any.",
             )
         if band.saturated > 0.01:
             yield Finding(

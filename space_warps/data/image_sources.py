@@ -199,7 +199,7 @@ class StackImages:
     key: str  # Data set of the HDF5 file; empty for NPY
     rows: npt.NDArray[np.int64]  # [rows] index in the stack
     _array: Any = field(default=None, repr=False)
-    _num_read: int = field(default=0, repr=False)  # Bytes since pages were given back
+    _num_read: int = field(default=0, repr=False)  # Bytes mapped since pages were given back
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -230,7 +230,7 @@ class StackImages:
             values = np.array(self._array[int(self.rows[row])])
         except (OSError, ValueError, IndexError) as error:
             raise UnusableImage(f"{self.name(row)} cannot be read ({error})") from error
-        self._num_read += values.nbytes
+        self._num_read += values.nbytes + 2**21  # the system maps up to a huge page at once
         if self._num_read > _MAX_RESIDENT_BYTES:
             self._release_pages()
         return values

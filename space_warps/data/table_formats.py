@@ -14,6 +14,7 @@ import io
 import lzma
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class TableSource:
 
 # %% ../../nbs/01_data/01_table_formats.ipynb #0921fc25
 _OTHER_KINDS = {  # First bytes -> what is no table that can be read
-    b"PK": "a zip or Excel file",
+    b"PK\x03\x04": "a zip or Excel file",
     b"ARROW1": "a Feather file",
     b"<": "an HTML or XML page",
     b"{": "JSON",
@@ -86,7 +87,7 @@ def open_table(
         other = kind if start.lstrip().startswith(mark) else other
     if other and encoding is None:
         raise InputError(
-            f"{path} is {other}; give a CSV, FITS, VOTable, ECSV, Parquet or HDF5 table"
+            f"{path} is {other}; give a CSV, FITS, VOTable, ECSV, IPAC, Parquet or HDF5 table"
         )
     return _open_csv(path, encoding or marked or "utf-8-sig", separator)
 
@@ -105,8 +106,8 @@ def _read_file(path: Path) -> Iterator[IO[bytes]]:
         unpack = next((packer for mark, packer in packers.items() if start.startswith(mark)), None)
         with unpack(path) if unpack else path.open("rb") as file:
             yield file
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise InputError(f"{path} cannot be read, or is a damaged gzip file ({error})") from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read, or is a damaged archive ({error})") from error
 
 # %% ../../nbs/01_data/01_table_formats.ipynb #ffd91192
 def _open_csv(path: Path, encoding: str, separator: str | None) -> TableSource:

@@ -16,12 +16,14 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from ..core import InputError
 from ..data.augment import Augment
 from ..data.catalogue import DEFAULT_READ_OPTIONS, ReadOptions
 from ..data.dataset import Space_Galaxi
 from ..data.image_arrays import Values
 from ..data.loaders import Split, split_loaders
-from .export import Exported, export_model
+from .export import Exported, export_model, random_rows
+from .graph import GraphDescription
 from .inference import InferenceModel
 from .outliers import OutlierDetector, fit_outliers, load_outliers, save_outliers
 from .predict import CatalogueReader, iterate_predictions
@@ -75,6 +77,8 @@ class Classifier:
         device: str | torch.device | None = None,  # Where to compute; None takes the best there is
     ) -> "Classifier":
         "Search for a network on a labelled catalogue, and write its run folder."
+        if split.test_share:
+            raise InputError("keep a test set in a table of its own, and give it to `evaluate`")
         dataset = Space_Galaxi.read(catalogue, images, options, seed=seed)
         loaders = split_loaders(dataset, split, Augment(symmetries="auto"))
         progressive_architecture_search(
@@ -143,8 +147,7 @@ class Classifier:
     ) -> Exported:
         "Write the network for other programs, after a check that it gives the same."
         if pixels is None:
-            shape, rng = self.model.architecture.image_shape, np.random.default_rng(0)
-            pixels = rng.integers(0, 256, (256, *shape)).astype(self.model.dtype)
+            pixels, features = random_rows(GraphDescription.of(self.model.saved_model), 256)
         if features is None:
             features = np.full((len(pixels), len(self.model.architecture.feature_names)), np.nan)
         return export_model(self.model.saved_model, path, pixels, features.astype(np.float32))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_DIFFERENCE', 'EXPORT_FORMATS', 'to_onnx', 'OnnxModel', 'to_pt2', 'to_safetensors', 'from_safetensors',
-           'largest_difference', 'Exported', 'export_model']
+           'largest_difference', 'random_rows', 'Exported', 'export_model']
 
 # %% ../../nbs/08_deploy/06_export.ipynb #1e71dc42
 import io
@@ -205,6 +205,20 @@ def largest_difference(
         batch = pixels[rows], features[rows].astype(np.float32)
         differences.append(np.abs(predict(*batch) - reference.predict_proba(*batch)).max())
     return float(np.max(differences))
+
+
+def random_rows(
+    description: GraphDescription,  # Of the network
+    num_rows: int = 64,  # How many
+) -> tuple[Values, Values]:  # [rows, bands, height, width], [rows, features]
+    "Pixels and features to compare two networks on, where there are no real ones."
+    shape, rng = (num_rows, *description.image_shape), np.random.default_rng(0)
+    pixels: Values = rng.integers(0, 256, shape, dtype=np.uint8)
+    if description.image_type == "float32":
+        limits = description.scaling.low, description.scaling.high
+        low, high = (np.array(limit)[:, None, None] for limit in limits)
+        pixels = rng.uniform(low, high, shape).astype(np.float32)
+    return pixels, rng.uniform(0, 1, (num_rows, len(description.features)))
 
 # %% ../../nbs/08_deploy/06_export.ipynb #8a932202
 EXPORT_FORMATS = {"onnx": to_onnx, "pt2": to_pt2, "safetensors": to_safetensors}

@@ -120,6 +120,8 @@ def load_outliers(
         )
         if means.shape != (max(1, len(means)), width) or whitening.shape != (width, width):
             raise ValueError(f"its arrays have the shapes {means.shape} and {whitening.shape}")
+        if threshold.size != 1:
+            raise ValueError(f"it has {threshold.size} thresholds")
         if not all(np.isfinite(array).all() for array in (means, whitening, threshold)):
             raise ValueError("it has values that are not finite")
     except MissingFileError:

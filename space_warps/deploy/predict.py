@@ -62,6 +62,7 @@ class CatalogueReader:
         img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits; or zip, NPY, HDF5
     ) -> None:
         self.model, self.csv_path = model, Path(csv_path)
+        self.img_dir_path = Path(img_dir_path)
         self.num_rows = sum(map(len, self._tables(2**16)))  # finds a damaged line before the work
         self._finder = PartFinder(img_dir_path, self.num_rows, model.options.images)
         image_bytes = math.prod(model.architecture.image_shape) * np.dtype(model.dtype).itemsize
@@ -248,6 +249,7 @@ def _plan(reader: CatalogueReader, outliers: OutlierDetector | None) -> dict[str
     return {
         "model_sha256": reader.model.sha256,
         "catalogue_sha256": sha256_file(reader.csv_path),
+        "images": str(reader.img_dir_path.resolve()),
         "options_sha256": hashlib.sha256(options.encode()).hexdigest(),
         "num_rows": reader.num_rows,
         "part_rows": reader.part_rows,

@@ -23,8 +23,15 @@ import jinja2
 import numpy as np
 
 from ..core import InputError, to_json
+from ..data.brightness import read_brightness, table_features
 from ..data.image_arrays import Values
-from .export import MAX_DIFFERENCE, OnnxModel, largest_difference, to_onnx
+from space_warps.deploy.export import (
+    MAX_DIFFERENCE,
+    OnnxModel,
+    largest_difference,
+    random_rows,
+    to_onnx,
+)
 from .graph import GraphDescription
 from .guard import Application, Guard
 from .inference import InferenceModel
@@ -79,7 +86,9 @@ class ServedModel:
     ) -> "ServedModel":
         "Export a model, and check it on random pixels."
         network = OnnxModel(to_onnx(saved_model), num_threads=1)
-        difference = largest_difference(network.predict_proba, saved_model, *_random_rows(network))
+        difference = largest_difference(
+            network.predict_proba, saved_model, *random_rows(network.description)
+        )
         if not difference <= MAX_DIFFERENCE:
             raise InputError(
                 f"onnxruntime differs from PyTorch by {difference:.1e}; do not serve this model"
@@ -97,8 +106,10 @@ class ServedModel:
     ) -> Answer:
         "Predict the cutouts of a request; raises `Refusal` if one cannot be used."
         description = self.network.description
-        table = read_features(features, description.features, len(images))
+        options = self.reader.options.images
+        table = read_features(features, table_features(description.features, options), len(images))
         pixels = read_images(images, self.reader, limits, deadline)
+        table = np.hstack([table, read_brightness(images, options)[1]]).astype(np.float32)
         probabilities = self.network.predict_proba(pixels, table).tolist()
         triples = zip(images.names, table, probabilities, strict=True)
         rows = [_describe_row(*triple, description) for triple in triples]
@@ -113,19 +124,6 @@ def _describe_row(
     probabilities = dict(zip(description.classes, values, strict=True))
     predicted = max(probabilities, key=lambda label: probabilities[label])
     return Prediction(name, predicted, probabilities, missing)
-
-
-def _random_rows(network: OnnxModel) -> tuple[Values, Values]:
-    "Pixels and features to compare two networks on."
-    description, rng = network.description, np.random.default_rng(0)
-    shape = (64, *description.image_shape)
-    pixels: Values = rng.integers(0, 256, shape, dtype=np.uint8)
-    if description.image_type == "float32":
-        low, high = (
-            np.array(v)[:, None, None] for v in (description.scaling.low, description.scaling.high)
-        )
-        pixels = rng.uniform(low, high, shape).astype(np.float32)
-    return pixels, rng.uniform(0, 1, (64, len(description.features)))
 
 # %% ../../nbs/08_deploy/09_serve.ipynb #6fc79b12
 async def read_form(
@@ -364,7 +362,9 @@ def _add_operations(app: Any, service: Service, guard: Guard) -> None:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def page() -> HTMLResponse:
-        return HTMLResponse(_render_page(app, service), headers=_PAGE_HEADERS)
+        return HTMLResponse(
+            _render_page(app, service, guard.token is not None), headers=_PAGE_HEADERS
+        )
 
     busy: Any = {503: {"description": "All places are taken"}}
     app.add_api_route("/health", health)
@@ -378,12 +378,14 @@ _PAGE_HEADERS = {
 }
 
 
-def _render_page(app: Any, service: Service) -> str:
+def _render_page(app: Any, service: Service, has_token: bool) -> str:
     "The page that describes the service."
     loader = jinja2.PackageLoader("space_warps", "deploy")
     pages = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    cards = {name: served.card for name, served in service.models.items()}
-    return pages.get_template("service.html").render(api=app.openapi(), cards=cards)
+    cards = {} if has_token else {name: served.card for name, served in service.models.items()}
+    return pages.get_template("service.html").render(
+        api=app.openapi(), cards=cards, has_token=has_token
+    )
 
 # %% ../../nbs/08_deploy/09_serve.ipynb #b7bd0732
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _features(audit: CatalogueAudit) -> Iterator[dict[str, Any]]:
         edges = (np.geomspace if is_skewed else np.linspace)(low, high, 41)
         histograms = [
             np.histogram(measured[own == label], edges)[0] if low < high else np.zeros(40)
-            for label in np.unique(labels).tolist()
+            for label in range(len(audit.class_counts))
         ]
         yield {
             "name": name,
