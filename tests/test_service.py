@@ -332,7 +332,7 @@ def test_malformed_images_never_break_the_service(server: Server) -> None:
     assert server.predict(image(GOOD))[0] == 200
 
 
-def test_the_openapi_document_is_kept(server: Server) -> None:
+def test_the_openapi_document_is_kept(server: Server, tmp_path: Path) -> None:
     """schemathesis sends what the document allows, and what it does not."""
     pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     checks = "not_a_server_error,status_code_conformance,content_type_conformance"
@@ -340,7 +340,8 @@ def test_the_openapi_document_is_kept(server: Server) -> None:
     command += ["--max-examples", "15", "--phases", "examples,coverage,fuzzing", "--seed", "1"]
     command += ["--suppress-health-check", "all", "-H", f"Authorization: Bearer {TOKEN}"]
     address = f"http://127.0.0.1:{server.port}/openapi.json"
-    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120)
+    command.append(address)  # it writes its cache into the current folder
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "POST /predict" not in done.stdout or "failed" not in done.stdout.lower()
 
