@@ -46,7 +46,7 @@ class _Body:
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self._receive, self.max_bytes = receive, max_bytes
-        self.num_bytes, self.is_complete = 0, False
+        self.num_bytes, self.is_complete, self._is_discarded = 0, False, False
 
     async def _next(self) -> Message:
         message = await self._receive()
@@ -64,7 +64,9 @@ class _Body:
 
     async def discard(self) -> None:
         "Read and drop what remains, but not for long."
-        end = self.num_bytes + self.max_bytes
+        if self._is_discarded:
+            return
+        self._is_discarded, end = True, self.num_bytes + self.max_bytes
         with suppress(TimeoutError):
             async with asyncio.timeout(_DISCARD_S):
                 while not self.is_complete and self.num_bytes < end:
@@ -95,8 +97,10 @@ class Guard:
         async def note_status(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
-            if message["type"] == "http.response.start" and status >= 400 and not body.is_complete:
-                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            if message["type"] == "http.response.start" and status >= 400:
+                await body.discard()  # a client that still sends would not read the response
+                if not body.is_complete:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         try:
@@ -104,7 +108,6 @@ class Guard:
             await self._pass_on(scope, body.receive, note_status)
         except Refusal as refusal:
             if status == 0:  # else the response has begun
-                await body.discard()
                 await send_refusal(note_status, refusal)
         finally:
             self.on_response(scope["path"], status, time.perf_counter() - started)
