@@ -269,5 +269,5 @@ _MAGIC = {
 def _describe(content: bytes) -> str:
     "Name what a file is, for the message that refuses it."
     start = content[:256].lstrip()
-    known = next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
-    return known or "neither JPEG, PNG, TIFF, FITS nor NPY"
+    kind = next((what for magic, what in _MAGIC.items() if start.startswith(magic)), "")
+    return kind or "neither JPEG, PNG, TIFF, FITS nor NPY"

@@ -136,12 +136,12 @@ def _relative(name: str, folder: Path) -> str:
     return name.removeprefix("./")
 
 
-def _join_bands(ids: Sequence[str], found: _Index, bands: tuple[str, ...]) -> _Index:
+def _join_bands(ids: Sequence[str], files: _Index, bands: tuple[str, ...]) -> _Index:
     "One entry per id whose bands all have a file with the same suffix."
     index = _Index(ids, None)
     for name in index.suffixes:
-        ends = {found.suffixes[f"{name}_{band}"] for band in bands}
-        bases = {found.moved.get(f"{name}_{b}", f"{name}_{b}").removesuffix(f"_{b}") for b in bands}
+        ends = {files.suffixes[f"{name}_{band}"] for band in bands}
+        bases = {files.moved.get(f"{name}_{b}", f"{name}_{b}").removesuffix(f"_{b}") for b in bands}
         if len(ends) == len(bases) == 1 and ends != {""}:
             index._note(name, bases.pop(), ends.pop())
     return index
@@ -206,7 +206,7 @@ def _find_members(
         rest.add(member, member.rpartition("/")[2])
     for attribute in ("suffixes", "moved", "several"):
         getattr(index, attribute).update(getattr(rest, attribute))
-    found = []
+    chosen = []
     for row, name in enumerate(ids):
         if name in index.several:
             bad.setdefault(
@@ -215,8 +215,8 @@ def _find_members(
         elif not index.suffixes[name]:
             bad.setdefault(row, f"no image {name}.jpg, .png or .fits in {path}")
         base, suffix = index.moved.get(name, name), index.suffixes[name]
-        found.append(base + suffix.removesuffix(AS_NAMED) if suffix else "")
-    return ZipImages(path, np.array(found, object))
+        chosen.append(base + suffix.removesuffix(AS_NAMED) if suffix else "")
+    return ZipImages(path, np.array(chosen, object))
 
 # %% ../../nbs/01_data/09_image_lookup.ipynb #6d4d6808
 class PartFinder:

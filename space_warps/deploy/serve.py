@@ -182,8 +182,8 @@ class Metrics:
         seconds: float,  # From the first byte to the last
     ) -> None:
         "Count a response."
-        known = path if path in self.paths else "other"
-        self.requests.labels(known, str(status)).inc()
+        label = path if path in self.paths else "other"
+        self.requests.labels(label, str(status)).inc()
         if path == "/predict":
             self.seconds.observe(seconds)
 
@@ -409,13 +409,13 @@ def read_token(
     "Read the token of a service; raises `InputError`, which never shows it."
     if source is None:
         return None
-    kind, _, place = source.partition(":")
-    if kind not in ("env", "file") or not place:
+    kind, _, target = source.partition(":")
+    if kind not in ("env", "file") or not target:
         raise InputError("serve.token says where the token stands, as env:NAME or file:PATH")
     if kind == "env":
-        token = os.environ.get(place, "")
+        token = os.environ.get(target, "")
     else:
-        token = read_regular_file(place, 2**12, follow_links=True).decode(errors="replace").strip()
+        token = read_regular_file(target, 2**12, follow_links=True).decode(errors="replace").strip()
     if len(token) < _MIN_TOKEN or not token.isascii() or not token.isprintable():
         raise InputError(
             f"the token in {source} has fewer than {_MIN_TOKEN} characters, or others than ASCII; "

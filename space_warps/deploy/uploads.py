@@ -78,10 +78,10 @@ def read_features(
 def _fill_features(row: npt.NDArray[np.float32], values: Any, names: Sequence[str]) -> None:
     if not isinstance(values, dict):
         raise Refusal(422, f"the features of a cutout are an object; got {str(values)[:40]!r}")
-    known = f"the model reads {', '.join(names) or 'no features'}"
+    expected = f"the model reads {', '.join(names) or 'no features'}"
     for name, value in values.items():
         if name not in names:
-            raise Refusal(422, f"there is no feature {name[:40]!r}; {known}")
+            raise Refusal(422, f"there is no feature {name[:40]!r}; {expected}")
         if value is None:
             continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool)

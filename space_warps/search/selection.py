@@ -42,8 +42,8 @@ def compare_with_control(
         if control.scores is None or candidate.scores is None:
             return None
         scores = control.scores.numpy(), candidate.scores.numpy()
-        known, own = (rows.labels, rows.groups), derive_seed(seed, index)
-        return compare_paired(*scores, *known, fractions=rows.fractions, seed=own)
+        own_seed, truth = derive_seed(seed, index), (rows.labels, rows.groups)
+        return compare_paired(*scores, *truth, fractions=rows.fractions, seed=own_seed)
 
     return tuple(compare(*item) for item in enumerate(candidates))
 

@@ -97,8 +97,8 @@ def restore_checkpoint(
             if torch.is_tensor(value):
                 layout = parameter if value.shape == parameter.shape else value
                 moments[name] = torch.empty_like(layout).copy_(value)
-    known = schedule.state_dict()  # no other attribute is set
-    schedule.load_state_dict({name: checkpoint.schedule[name] for name in known})
+    names = schedule.state_dict()  # no other attribute is set
+    schedule.load_state_dict({name: checkpoint.schedule[name] for name in names})
 
 # %% ../../nbs/03_training/02_checkpoint.ipynb #040db582
 def checkpoint_to_bytes(
