@@ -120,7 +120,7 @@ def _find_files(
             suffix = Path(index.several[name][0]).suffix
             bad.setdefault(row, f"two images, {several}; choose with data.suffix={suffix}")
         elif not index.suffixes[name]:
-            bad.setdefault(row, f"no image {name}.jpg, .png or .fits in {folder}")
+            bad.setdefault(row, f"no image {name}.fits, .png, .jpg or another format in {folder}")
         elif name in links:
             bad.setdefault(row, f"its image is a link out of {folder}; put the file itself there")
     names = np.array([index.moved.get(name, name) for name in ids], object)
@@ -213,7 +213,7 @@ def _find_members(
                 row, f"two images, {' and '.join(sorted(index.several[name]))} in {path}"
             )
         elif not index.suffixes[name]:
-            bad.setdefault(row, f"no image {name}.jpg, .png or .fits in {path}")
+            bad.setdefault(row, f"no image {name}.fits, .png, .jpg or another format in {path}")
         base, suffix = index.moved.get(name, name), index.suffixes[name]
         chosen.append(base + suffix.removesuffix(AS_NAMED) if suffix else "")
     return ZipImages(path, np.array(chosen, object))

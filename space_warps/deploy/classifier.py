@@ -64,7 +64,7 @@ class Classifier:
     def grow(
         cls,
         catalogue: str | Path,  # Table with id, class and the features; ra and dec if known
-        images: str | Path,  # Folder with {id}.jpg, .png or .fits; or zip, NPY, HDF5
+        images: str | Path,  # Folder with {id}.fits, .png, ...; or zip, NPY, HDF5
         run: str | Path,  # Run folder: new, or that of the same call, which it resumes
         *,
         max_layers: int = 10,  # Largest number of blocks
@@ -105,7 +105,7 @@ class Classifier:
     def predict(
         self,
         catalogue: str | Path,  # Table with id and the features; ra and dec if known
-        images: str | Path,  # Folder with {id}.jpg, .png or .fits; or zip, NPY, HDF5
+        images: str | Path,  # Folder with {id}.fits, .png, ...; or zip, NPY, HDF5
         *,
         progress: bool = False,  # Show a progress bar
     ) -> pd.DataFrame:  # id, ra, dec, class, p_CLASS, entropy, outlier_score, flags, reason

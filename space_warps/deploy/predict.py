@@ -59,7 +59,7 @@ class CatalogueReader:
         self,
         model: InferenceModel,  # With features, image shape and read options
         csv_path: str | Path,  # Table with id and the features; ra and dec if known
-        img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits; or zip, NPY, HDF5
+        img_dir_path: str | Path,  # Folder with {id}.fits, .png, ...; or zip, NPY, HDF5
     ) -> None:
         self.model, self.csv_path = model, Path(csv_path)
         self.img_dir_path = Path(img_dir_path)

@@ -61,7 +61,7 @@ def model_read_options(
 def read_labelled(
     architecture: Architecture,  # Of the model
     csv_path: str | Path,  # CSV with id, ra, dec (degrees), class and the model's features
-    img_dir_path: str | Path,  # Folder with {id}.jpg, .png or .fits
+    img_dir_path: str | Path,  # Folder with {id}.fits, .png, ...
     options: ReadOptions = DEFAULT_READ_OPTIONS,  # How to read it; the model fixes features and classes
 ) -> Space_Galaxi:
     "Read a catalogue for a model; raises `InputError` if it does not fit."
