@@ -17,8 +17,10 @@ from astropy.table import Table
 from conftest import Catalogue, Tiny, grow
 
 from space_warps.cli.main import main
+from space_warps.core import InputError
 from space_warps.data.catalogue import ReadOptions
 from space_warps.data.dataset import Space_Galaxi
+from space_warps.data.loaders import Split
 from space_warps.deploy.classifier import Classifier
 from space_warps.evaluation.evaluate import predict
 from space_warps.models.saved_model import load_model
@@ -50,6 +52,15 @@ def words(run: Path, csv_path: Path, images: Path, out: Path) -> list[str]:
     """The command line."""
     keys = {"run.dir": run, "data.csv_path": csv_path, "data.img_dir_path": images, "out": out}
     return ["predict", *(f"{key}={value}" for key, value in keys.items())]
+
+
+def refusal(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command is refused."""
+    capsys.readouterr()
+    assert main(command) == 2
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error
+    return error
 
 
 def agrees_with_evaluate(run: Path, labelled: Catalogue | Tiny, predicted: pd.DataFrame) -> None:
@@ -101,6 +112,7 @@ KILLED = """
 import sys, time
 from space_warps.deploy import predict
 from space_warps.cli.main import main
+from space_warps.core import InputError
 
 predict._MAX_ROWS = 8
 table = predict.prediction_table
@@ -171,10 +183,7 @@ def test_a_catalogue_that_does_not_fit_is_one_line(
 ) -> None:
     rewrite(tiny.csv_path, **changes)
     out = tmp_path / "out.csv"
-    capsys.readouterr()
-    assert main(words(run, tiny.csv_path, tiny.img_dir_path, out)) == 2
-    error = capsys.readouterr().err.strip()
-    assert message in error and "\n" not in error
+    assert message in refusal(words(run, tiny.csv_path, tiny.img_dir_path, out), capsys)
     assert not out.exists() and not (tmp_path / "out.csv.parts").exists()
 
 
@@ -187,10 +196,8 @@ def test_images_of_another_kind_are_one_line(
     options: dict[str, object],
 ) -> None:
     other = make_tiny(**options)  # type: ignore[operator]
-    capsys.readouterr()
-    assert main(words(run, other.csv_path, other.img_dir_path, tmp_path / "out.csv")) == 2
-    error = capsys.readouterr().err.strip()
-    assert "the model reads images of 1x12x12" in error and "\n" not in error
+    command = words(run, other.csv_path, other.img_dir_path, tmp_path / "out.csv")
+    assert "the model reads images of 1x12x12" in refusal(command, capsys)
 
 
 def test_targets_that_cannot_be_written_are_one_line(
@@ -259,3 +266,10 @@ def test_names_of_classes_are_escaped(tiny: Tiny, tmp_path: Path) -> None:
     page = Classifier.load(tmp_path / "run")._repr_html_()
     assert "&lt;img src=x&gt;" in page and "<img" not in page
     assert "<img" not in (tmp_path / "run" / "MODEL_CARD.md").read_text().replace("\\<img", "")
+
+
+def test_grow_sets_no_test_rows_aside(tiny: Tiny, tmp_path: Path) -> None:
+    split = Split(test_share=0.2)
+    with pytest.raises(InputError, match=r"test_share=0\.2"):
+        Classifier.grow(tiny.csv_path, tiny.img_dir_path, tmp_path / "grown", split=split)
+    assert not (tmp_path / "grown").exists()

@@ -78,7 +78,10 @@ class Classifier:
     ) -> "Classifier":
         "Search for a network on a labelled catalogue, and write its run folder."
         if split.test_share:
-            raise InputError("keep a test set in a table of its own, and give it to `evaluate`")
+            raise InputError(
+                f"split has test_share={split.test_share}, and `Classifier.grow` sets no rows aside; "
+                "keep test rows in a table of their own, for `evaluate`"
+            )
         dataset = Space_Galaxi.read(catalogue, images, options, seed=seed)
         loaders = split_loaders(dataset, split, Augment(symmetries="auto"))
         progressive_architecture_search(

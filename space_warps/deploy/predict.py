@@ -245,11 +245,11 @@ def predict_to_file(
 
 def _plan(reader: CatalogueReader, outliers: OutlierDetector | None) -> dict[str, Any]:
     "What determines the predictions."
-    options = repr((reader.model.options, outliers and outliers.threshold))
+    threshold, images = outliers and outliers.threshold, str(reader.img_dir_path.resolve())
+    options = repr((reader.model.options, threshold, images))
     return {
         "model_sha256": reader.model.sha256,
         "catalogue_sha256": sha256_file(reader.csv_path),
-        "images": str(reader.img_dir_path.resolve()),
         "options_sha256": hashlib.sha256(options.encode()).hexdigest(),
         "num_rows": reader.num_rows,
         "part_rows": reader.part_rows,
